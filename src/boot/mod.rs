@@ -1,0 +1,1 @@
+//! What makes a tree boot: kernel command line, GRUB configuration, the ESP's files.

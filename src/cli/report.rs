@@ -1,0 +1,1 @@
+//! Failures as users see them.

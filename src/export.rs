@@ -1,0 +1,1 @@
+//! Raw images into other formats: qcow2.

@@ -1,0 +1,1 @@
+//! Downloads: mirrors in turn, resume, verification by digest.

@@ -1,0 +1,134 @@
+//! Files of the host: complete or not there at all, and holes kept.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek64};
+
+/// A file operation that failed, with the path it was about.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} {path}: {source}", path = path.display())]
+pub struct FileError {
+    /// What was tried, as in `can't read`.
+    pub what: &'static str,
+    /// The file.
+    pub path: PathBuf,
+    /// Why it failed.
+    pub source: io::Error,
+}
+
+impl FileError {
+    /// For `map_err`: an error about `path`.
+    pub fn at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
+        let path = path.to_owned();
+        move |source| FileError { what, path, source }
+    }
+
+    /// Whether the file system is full or the quota used up.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+}
+
+/// Writes `bytes` under `path` so that a reader, or a crash, sees the old file or the whole new one.
+///
+/// # Errors
+/// [`FileError`] with the path; nothing is left behind.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    let wrong = || FileError::at("can't write", path);
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).map_err(wrong())?;
+    let mut file = tempfile::Builder::new().prefix(".kiln-").tempfile_in(folder).map_err(wrong())?;
+    file.write_all(bytes).map_err(wrong())?;
+    set_mode_by_umask(file.as_file()).map_err(wrong())?;
+    file.as_file().sync_data().map_err(wrong())?;
+    file.persist(path).map_err(|e| wrong()(e.error))?;
+    Ok(())
+}
+
+/// Gives a temporary file (mode 0600) the mode that a plainly created one would have. The umask is read from /proc:
+/// asking for it by system call means changing it for a moment, under every other thread.
+fn set_mode_by_umask(file: &File) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|l| u32::from_str_radix(l.strip_prefix("Umask:")?.trim(), 8).ok());
+    file.set_permissions(fs::Permissions::from_mode(0o666 & !mask.unwrap_or(0o022)))
+}
+
+/// The ranges of `file` that hold data, holes left out, in order. A file system that can't tell answers one range.
+///
+/// # Errors
+/// Whatever seeking fails with.
+pub fn data_ranges(file: &File, size: u64) -> io::Result<Vec<Range<u64>>> {
+    let mut ranges = Vec::new();
+    let mut at = 0;
+    while at < size {
+        let start = match lseek64(file, at as i64, Whence::SeekData) {
+            Ok(start) => start as u64,
+            Err(Errno::ENXIO) => break,
+            Err(Errno::EINVAL) => return Ok(vec![at..size]),
+            Err(e) => return Err(e.into()),
+        };
+        let end = lseek64(file, start as i64, Whence::SeekHole)? as u64;
+        ranges.push(start..end.min(size));
+        at = end;
+    }
+    Ok(ranges)
+}
+
+/// Copies `from` to the new file `to`, holes staying holes.
+///
+/// # Errors
+/// Whatever reading or writing fails with; `to` may be half written then.
+pub fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
+    let size = from.metadata()?.len();
+    to.set_len(size)?;
+    let mut buffer = vec![0; 1 << 20];
+    for range in data_ranges(from, size)? {
+        let mut at = range.start;
+        while at < range.end {
+            let n = buffer.len().min((range.end - at) as usize);
+            from.read_exact_at(&mut buffer[..n], at)?;
+            to.write_all_at(&buffer[..n], at)?;
+            at += n as u64;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_stay_holes() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |name: &str| {
+            File::options().read(true).write(true).create_new(true).open(folder.path().join(name)).unwrap()
+        };
+        let (from, to) = (open("from"), open("to"));
+        from.set_len(16 << 20).unwrap();
+        from.write_all_at(b"middle", 8 << 20).unwrap();
+        copy_sparse(&from, &to).unwrap();
+        let ranges = data_ranges(&to, 16 << 20).unwrap();
+        assert!(ranges.iter().map(|r| r.end - r.start).sum::<u64>() <= 2 << 20, "{ranges:?}");
+        let mut read = [0; 6];
+        to.read_exact_at(&mut read, 8 << 20).unwrap();
+        assert_eq!(&read, b"middle");
+    }
+
+    #[test]
+    fn an_atomic_write_replaces_and_leaves_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sub/file");
+        write_atomically(&path, b"one").unwrap();
+        write_atomically(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,3 @@
+//! What of the host every floor may use: files and processes.
+pub mod fs;
+pub mod interrupt;

@@ -1,0 +1,1 @@
+//! Writes a layout and a tree into a sparse raw file.

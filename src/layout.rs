@@ -1,0 +1,1 @@
+//! Sizes in, a partition table with offsets and GUIDs out.

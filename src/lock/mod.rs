@@ -1,0 +1,1 @@
+//! What is locked, and whether it still satisfies the profile.

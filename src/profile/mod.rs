@@ -1,0 +1,1 @@
+//! Profiles: Nickel in, a [`crate::system::System`] out.

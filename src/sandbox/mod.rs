@@ -1,0 +1,1 @@
+//! Runs programs inside a tree without privilege.

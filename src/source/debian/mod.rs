@@ -1,0 +1,1 @@
+//! Debian: indexes, signatures, resolution, `.deb` files, the dpkg database.

@@ -1,0 +1,2 @@
+//! Where packages come from.
+pub mod debian;

@@ -1,0 +1,1 @@
+//! Virtual machines: QEMU's command line as data, serial console, QMP.
