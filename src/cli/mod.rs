@@ -1,3 +1,157 @@
-//! The command line: one verb a file.
+//! The command line: one verb a file. What was typed ([`Cli`]) becomes what it means ([`Context`]) once, here.
 
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+pub mod completions;
+pub mod internal;
+pub mod progress;
 pub mod report;
+
+use progress::Progress;
+use report::{Failure, Status};
+
+/// Bakes golden machine images: a pure profile in, a tested, reproducible disk image out.
+#[derive(Debug, Parser)]
+#[command(name = "kiln", version, max_term_width = 100, styles = STYLES, after_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+const AFTER_HELP: &str =
+    "Exit status: 0 done, 1 failed, 2 usage or profile wrong, 3 smoke tests failed, 130 interrupted.";
+
+/// Options that every verb takes.
+#[derive(Debug, Args)]
+struct Global {
+    /// Print the result as JSON, for machines
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    json: bool,
+    /// Where results are kept [default: $XDG_CACHE_HOME/kiln]
+    #[arg(long, global = true, env = "KILN_STORE", value_name = "DIR", help_heading = "Everywhere")]
+    store: Option<PathBuf>,
+    /// Say more; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Everywhere")]
+    verbose: u8,
+    /// Say only what went wrong
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Everywhere")]
+    quiet: bool,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Print the completion script of a shell
+    Completions(completions::Args),
+    /// Write the manual pages
+    Man(completions::ManArgs),
+}
+
+/// What every verb needs to know of how it was called.
+pub struct Context {
+    /// Results are printed as JSON.
+    pub json: bool,
+    /// The store's folder, when one was named.
+    pub store: Option<PathBuf>,
+    /// Colours may be used on standard output and error.
+    pub color: bool,
+    /// Where long work shows how far it is.
+    pub progress: Progress,
+}
+
+impl Context {
+    fn new(global: Global) -> Context {
+        let terminal = nix::unistd::isatty(std::io::stderr()).unwrap_or(false);
+        let color = terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        let progress = match (global.quiet, global.json || !terminal) {
+            (true, _) => Progress::silent(),
+            (false, true) => Progress::lines(),
+            (false, false) => Progress::bars(color),
+        };
+        start_tracing(global.verbose, color);
+        Context { json: global.json, store: global.store, color, progress }
+    }
+
+    /// Prints a verb's result: `value` as JSON when that was asked for, else `text`.
+    ///
+    /// # Errors
+    /// When standard output can't be written to; a closed pipe is no error.
+    pub fn print(&self, value: &impl serde::Serialize, text: impl FnOnce() -> String) -> Result<(), Failure> {
+        use std::io::Write;
+        let mut out = if self.json {
+            serde_json::to_string_pretty(value).map_err(|e| Failure::new("json", e.to_string()))?
+        } else {
+            text()
+        };
+        if !out.is_empty() && !out.ends_with('\n') {
+            out.push('\n');
+        }
+        match std::io::stdout().lock().write_all(out.as_bytes()) {
+            Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+                Err(Failure::new("output", format!("can't write to standard output: {e}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn start_tracing(verbose: u8, color: bool) {
+    use tracing::level_filters::LevelFilter;
+    let level = [LevelFilter::WARN, LevelFilter::DEBUG, LevelFilter::TRACE][usize::from(verbose.min(2))];
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(color)
+        .with_max_level(level)
+        .with_target(false)
+        .without_time();
+    // A second subscriber in the same process (tests) is no failure.
+    let _ = subscriber.try_init();
+}
+
+/// The whole command with its verbs, as completions, the manual and the reference are made from it.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Parses `args`, runs the verb and answers the exit status.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> Status {
+    let cli = match command().try_get_matches_from(args).and_then(|m| Cli::from_arg_matches(&m)) {
+        Ok(cli) => cli,
+        Err(usage) => {
+            let _ = usage.print();
+            return if usage.use_stderr() { Status::Usage } else { Status::Done };
+        }
+    };
+    let context = Context::new(cli.global);
+    if let Err(e) = crate::host::interrupt::install() {
+        tracing::warn!("Ctrl-C ends Kiln at once: {e}");
+    }
+    match run(cli.verb, &context) {
+        Ok(()) => Status::Done,
+        Err(failure) => {
+            context.progress.clear();
+            failure.print(context.json, context.color);
+            failure.status
+        }
+    }
+}
+
+fn run(verb: Verb, cx: &Context) -> Result<(), Failure> {
+    match verb {
+        Verb::Completions(args) => completions::run(&args),
+        Verb::Man(args) => completions::man(&args, cx),
+    }
+}

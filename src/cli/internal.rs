@@ -1,0 +1,15 @@
+//! `kiln internal …`: what Kiln runs of itself in a child process. Not for users, and no part of the interface.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// Runs the child's part named by `args` (all that follows `internal`).
+pub fn main(args: &[OsString]) -> ExitCode {
+    let part = args.first().and_then(|a| a.to_str()).unwrap_or_default();
+    match part {
+        _ => {
+            eprintln!("kiln internal: no part is named `{part}`");
+            ExitCode::from(2)
+        }
+    }
+}
