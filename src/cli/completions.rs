@@ -51,8 +51,9 @@ pub fn man(args: &ManArgs, cx: &Context) -> Result<(), Failure> {
 
 fn page(command: &clap::Command, name: &str, folder: &Path, pages: &mut Vec<PathBuf>) -> Result<(), Failure> {
     let mut text = Vec::new();
-    let titled = command.clone().name(name.to_owned()).display_name(name.to_owned());
-    clap_mangen::Man::new(titled).render(&mut text).map_err(|e| Failure::of("man", &e))?;
+    let titled = command.clone().display_name(name.to_owned());
+    let manual = clap_mangen::Man::new(titled).title(name.to_uppercase());
+    manual.render(&mut text).map_err(|e| Failure::of("man", &e))?;
     let path = folder.join(format!("{name}.1"));
     write_atomically(&path, &text)?;
     pages.push(path);
