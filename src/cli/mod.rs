@@ -7,9 +7,12 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub mod completions;
+pub mod doctor;
+pub mod gc;
 pub mod internal;
 pub mod progress;
 pub mod report;
+pub mod store;
 
 use progress::Progress;
 use report::{Failure, Status};
@@ -53,6 +56,12 @@ struct Global {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Say what this host can do, and what to do about the rest
+    Doctor(doctor::Args),
+    /// Free what no build needs any more
+    Gc(gc::Args),
+    /// Say what the store holds, or verify it
+    Store(store::Args),
     /// Print the completion script of a shell
     Completions(completions::Args),
     /// Write the manual pages
@@ -151,6 +160,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Status {
 
 fn run(verb: Verb, cx: &Context) -> Result<(), Failure> {
     match verb {
+        Verb::Doctor(args) => doctor::run(&args, cx),
+        Verb::Gc(args) => gc::run(&args, cx),
+        Verb::Store(args) => store::run(&args, cx),
         Verb::Completions(args) => completions::run(&args),
         Verb::Man(args) => completions::man(&args, cx),
     }

@@ -19,6 +19,8 @@
 //! leaves wrong bytes under a right name. Several processes may use one store at once.
 
 mod blob;
+#[cfg(test)]
+mod crash;
 mod dir;
 mod error;
 mod gc;

@@ -1,0 +1,196 @@
+//! `kiln doctor`: what this host can do, tried where that is possible, and what to do about the rest.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::Context;
+use super::report::Failure;
+use crate::store::Store;
+use crate::units::{Bytes, GIB};
+
+/// Arguments of `kiln doctor`.
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// A cold build of a server image keeps about this much: packages, tools, trees, one disk and its exports.
+const STORE_WANTED: Bytes = Bytes(4 * GIB);
+/// A build writes little there: what `mke2fs` and the like keep for themselves.
+const TMP_WANTED: Bytes = Bytes(GIB / 4);
+
+/// How something on this host is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum State {
+    /// As it should be.
+    Good,
+    /// Kiln works, but not at its best.
+    Poor,
+    /// Kiln can't build here.
+    Bad,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Finding {
+    what: &'static str,
+    state: State,
+    found: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advice: Option<String>,
+}
+
+impl Finding {
+    fn good(what: &'static str, found: impl Into<String>) -> Finding {
+        Finding { what, state: State::Good, found: found.into(), advice: None }
+    }
+
+    fn not(what: &'static str, state: State, found: impl Into<String>, advice: impl Into<String>) -> Finding {
+        Finding { what, state, found: found.into(), advice: Some(advice.into()) }
+    }
+}
+
+/// Looks at everything and prints it.
+///
+/// # Errors
+/// When something is missing without which nothing can be built.
+pub fn run(_args: &Args, cx: &Context) -> Result<(), Failure> {
+    let root = cx.store.clone().map_or_else(Store::default_root, Ok)?;
+    let mut findings =
+        vec![kernel(), store(&root), room("temporary files", &std::env::temp_dir(), TMP_WANTED, "TMPDIR")];
+    findings.extend(id_ranges());
+    let bad = findings.iter().filter(|f| f.state == State::Bad).count();
+    cx.print(&findings, || findings.iter().map(|f| line(f, cx.color)).collect())?;
+    match bad {
+        0 => Ok(()),
+        1 => Err(Failure::new("host", "one thing on this host keeps Kiln from building")),
+        n => Err(Failure::new("host", format!("{n} things on this host keep Kiln from building"))),
+    }
+}
+
+fn line(finding: &Finding, color: bool) -> String {
+    let (word, code) = match finding.state {
+        State::Good => ("ok", "32"),
+        State::Poor => ("poor", "33"),
+        State::Bad => ("bad", "31"),
+    };
+    let mark = if color { format!("\x1b[1;{code}m{word:>5}\x1b[0m") } else { format!("{word:>5}") };
+    let mut out = format!("{mark}  {:<16} {}\n", finding.what, finding.found);
+    if let Some(advice) = &finding.advice {
+        let _ = writeln!(out, "{:24}{advice}", "");
+    }
+    out
+}
+
+/// The oldest kernel whose user namespaces, overlays and system calls are known to do.
+const KERNEL_WANTED: (u32, u32) = (5, 10);
+
+fn kernel() -> Finding {
+    let release = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned());
+    let release = release.unwrap_or_else(|_| "unknown".to_owned());
+    let mut numbers = release.split(['.', '-']).map_while(|n| n.parse::<u32>().ok());
+    let found = format!("Linux {release} on {}", std::env::consts::ARCH);
+    match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor)) if (major, minor) < KERNEL_WANTED => {
+            let (major, minor) = KERNEL_WANTED;
+            Finding::not(
+                "kernel",
+                State::Poor,
+                found,
+                format!("{major}.{minor} is the oldest that Kiln is tried on"),
+            )
+        }
+        _ => Finding::good("kernel", found),
+    }
+}
+
+fn store(root: &Path) -> Finding {
+    match Store::open(root) {
+        Ok(store) => room("store", store.root(), STORE_WANTED, "KILN_STORE or --store"),
+        Err(e) => {
+            let advice = e.hint().unwrap_or("name a folder that you may write to with --store or KILN_STORE");
+            Finding::not("store", State::Bad, e.to_string(), advice)
+        }
+    }
+}
+
+/// Whether there is room in a folder's file system.
+fn room(what: &'static str, folder: &Path, wanted: Bytes, setting: &str) -> Finding {
+    let found = match nix::sys::statvfs::statvfs(folder) {
+        Ok(stat) => Bytes(stat.blocks_available() * stat.fragment_size()),
+        Err(e) => {
+            let advice = format!("name another folder with {setting}");
+            return Finding::not(what, State::Bad, format!("{}: {e}", folder.display()), advice);
+        }
+    };
+    let text = format!("{}: {found} free", folder.display());
+    if found >= wanted {
+        Finding::good(what, text)
+    } else {
+        let advice =
+            format!("a build may need {wanted}: free some (`kiln gc`) or name another folder with {setting}");
+        Finding::not(what, State::Poor, text, advice)
+    }
+}
+
+/// What an ordinary user's sandbox needs; root needs none of it.
+fn id_ranges() -> Option<Finding> {
+    let user = nix::unistd::getuid();
+    if user.is_root() {
+        return None;
+    }
+    let name = nix::unistd::User::from_uid(user).ok().flatten().map_or_else(|| user.to_string(), |u| u.name);
+    let what = "user ids";
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let installed = |program: &str| std::env::split_paths(&path).any(|folder| folder.join(program).is_file());
+    if !installed("newuidmap") || !installed("newgidmap") {
+        let advice = "install the package uidmap (shadow-utils on Fedora)";
+        return Some(Finding::not(what, State::Bad, "newuidmap or newgidmap is missing", advice));
+    }
+    for file in ["/etc/subuid", "/etc/subgid"] {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        if sub_ids(&text, &name, user.as_raw()) < IDS_WANTED {
+            let advice =
+                format!("as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {name}");
+            let found = format!("{file} gives {name} no range of {IDS_WANTED} ids");
+            return Some(Finding::not(what, State::Bad, found, advice));
+        }
+    }
+    Some(Finding::good(what, format!("newuidmap, and ranges for {name} in /etc/subuid and /etc/subgid")))
+}
+
+/// The ids of an image: Debian's, up to `nobody` (Debian policy 9.2.2).
+const IDS_WANTED: u64 = 65_535;
+
+/// The largest range that a subuid(5) file gives to a user, by name or by number.
+fn sub_ids(text: &str, name: &str, uid: u32) -> u64 {
+    let count = |line: &str| {
+        let (owner, range) = line.split_once(':')?;
+        let owned = owner == name || owner == uid.to_string();
+        owned.then_some(range.split_once(':')?.1.trim().parse::<u64>().ok()?)
+    };
+    text.lines().filter_map(count).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_found_by_name_or_number() {
+        let text = "# none\nann:100000:65536\n1001:200000:10\n1001:300000:70000\nbroken:1\n";
+        assert_eq!(sub_ids(text, "ann", 1000), 65_536);
+        assert_eq!(sub_ids(text, "bob", 1001), 70_000);
+        assert_eq!(sub_ids(text, "eve", 1002), 0);
+    }
+
+    #[test]
+    fn too_little_room_is_said_with_both_numbers() {
+        let folder = tempfile::tempdir().unwrap();
+        let finding = room("store", folder.path(), Bytes(1 << 60), "KILN_STORE");
+        assert_eq!(finding.state, State::Poor);
+        assert!(finding.advice.unwrap().contains("1048576 TiB") && finding.found.contains("free"));
+        assert_eq!(room("x", Path::new("/nonexistent"), Bytes(1), "TMPDIR").state, State::Bad);
+    }
+}
