@@ -15,7 +15,7 @@
 //! | 3, effects | [`store`], [`fetch`], [`sandbox`], [`image`], [`export`], [`vm`] |
 //! | 2, pure | [`profile`], [`source`], [`lock`], [`rootfs`], [`boot`], [`layout`], [`format`] |
 //! | 1, data | [`system`], [`package`], [`tree`], [`artifact`] |
-//! | 0 | [`units`], [`digest`], [`arch`], [`host`] |
+//! | 0 | [`units`], [`digest`], [`date`], [`arch`], [`host`] |
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 
@@ -24,6 +24,7 @@ pub mod artifact;
 pub mod bake;
 pub mod boot;
 pub mod cli;
+pub mod date;
 pub mod digest;
 pub mod export;
 pub mod fetch;

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::date::Timestamp;
 use crate::digest::Digest;
 
 /// One Debian package, pinned by the digest of its `.deb`.
@@ -25,4 +26,23 @@ pub struct LockedPackage {
     /// Named by the profile itself rather than pulled in by a dependency (apt's `manual`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub manual: bool,
+}
+
+/// A signed release of an archive, as it was when it was locked.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LockedRelease {
+    /// The archive's name, by which mirrors are configured.
+    pub archive: String,
+    /// The suite as it was asked for: `trixie`, `trixie-security`.
+    pub suite: String,
+    /// The distribution's version, as in `13.7`; may be empty.
+    pub version: String,
+    /// When the release was made; also names the snapshot that still holds it when mirrors no longer do.
+    pub date: Timestamp,
+    /// Until when it could be locked.
+    pub valid_until: Option<Timestamp>,
+    /// SHA-256 of its `InRelease` (or `Release`).
+    pub sha256: Digest,
+    /// Fingerprints of the keys that signed it, sorted.
+    pub signers: Vec<String>,
 }

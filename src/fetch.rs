@@ -1,1 +1,0 @@
-//! Downloads: mirrors in turn, resume, verification by digest.
