@@ -8,6 +8,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub mod completions;
 pub mod doctor;
+pub mod eval;
 pub mod gc;
 pub mod internal;
 pub mod progress;
@@ -62,6 +63,8 @@ enum Verb {
     Gc(gc::Args),
     /// Say what the store holds, or verify it
     Store(store::Args),
+    /// Print what a profile evaluates to, as JSON
+    Eval(eval::Args),
     /// Print the completion script of a shell
     Completions(completions::Args),
     /// Write the manual pages
@@ -163,6 +166,7 @@ fn run(verb: Verb, cx: &Context) -> Result<(), Failure> {
         Verb::Doctor(args) => doctor::run(&args, cx),
         Verb::Gc(args) => gc::run(&args, cx),
         Verb::Store(args) => store::run(&args, cx),
+        Verb::Eval(args) => eval::run(&args, cx),
         Verb::Completions(args) => completions::run(&args),
         Verb::Man(args) => completions::man(&args, cx),
     }

@@ -1,0 +1,118 @@
+//! Evaluation in a child process: a profile that loops or grows ends by a limit, not the machine's memory.
+
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
+
+use nix::sys::resource::{Resource, setrlimit};
+use serde::{Deserialize, Serialize};
+
+use super::{EvalRequest, ProfileError, Raw, nickel};
+
+/// Most memory that an evaluation may map, in bytes.
+const MAX_MEMORY: u64 = 2 << 30;
+/// Most processor time that an evaluation may use, in seconds.
+const MAX_CPU: u64 = 60;
+
+/// What the child answers.
+#[derive(Serialize, Deserialize)]
+enum Answer {
+    Done(Raw),
+    Unreadable { path: std::path::PathBuf, reason: String },
+    Set { set: String, reason: String },
+    Nickel(String),
+    Internal(String),
+}
+
+/// Runs the child's side when `args` (what follows `kiln internal`) begin with `eval`.
+#[must_use]
+pub fn child_main(args: &[OsString]) -> Option<ExitCode> {
+    if args.first().is_none_or(|a| a != "eval") {
+        return None;
+    }
+    match serve() {
+        Ok(()) => Some(ExitCode::SUCCESS),
+        Err(e) => {
+            eprintln!("kiln internal eval: {e}");
+            Some(ExitCode::FAILURE)
+        }
+    }
+}
+
+fn serve() -> io::Result<()> {
+    let mut request = String::new();
+    io::stdin().lock().read_to_string(&mut request)?;
+    let request: EvalRequest = serde_json::from_str(&request)?;
+    limit()?;
+    let answer = match nickel::evaluate_on_big_stack(&request) {
+        Ok(raw) => Answer::Done(raw),
+        Err(ProfileError::Unreadable { path, reason }) => Answer::Unreadable { path, reason },
+        Err(ProfileError::Set { set, reason }) => Answer::Set { set, reason },
+        Err(ProfileError::Nickel(text)) => Answer::Nickel(text),
+        Err(ProfileError::Internal(text)) => Answer::Internal(text),
+        Err(other) => Answer::Internal(other.to_string()),
+    };
+    let answer = serde_json::to_vec(&answer)?;
+    io::stdout().lock().write_all(&answer)
+}
+
+fn limit() -> io::Result<()> {
+    setrlimit(Resource::RLIMIT_AS, MAX_MEMORY, MAX_MEMORY)?;
+    setrlimit(Resource::RLIMIT_CPU, MAX_CPU, MAX_CPU)?;
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    // Children are of no use to an evaluation, nor is writing files.
+    setrlimit(Resource::RLIMIT_FSIZE, 0, 0)?;
+    Ok(nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?)
+}
+
+/// The parent's side.
+pub(super) fn evaluate(request: &EvalRequest) -> Result<Raw, ProfileError> {
+    let internal = |what: &str, e: &dyn std::error::Error| ProfileError::Internal(format!("{what}: {e}"));
+    let mut child = Command::new("/proc/self/exe")
+        .args(["internal", "eval"])
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|e| internal("can't start the evaluator", &e))?;
+    let request = serde_json::to_vec(request).map_err(|e| internal("the request", &e))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // The child reads all of it before it answers, so that this can't block; when it died, its status tells more.
+        let _ = stdin.write_all(&request);
+    }
+    let output = child.wait_with_output().map_err(|e| internal("can't wait for the evaluator", &e))?;
+    if !output.status.success() {
+        return Err(died(output.status, &String::from_utf8_lossy(&output.stderr)));
+    }
+    match serde_json::from_slice(&output.stdout).map_err(|e| internal("the evaluator's answer", &e))? {
+        Answer::Done(raw) => Ok(raw),
+        Answer::Unreadable { path, reason } => Err(ProfileError::Unreadable { path, reason }),
+        Answer::Set { set, reason } => Err(ProfileError::Set { set, reason }),
+        Answer::Nickel(text) => Err(ProfileError::Nickel(text)),
+        Answer::Internal(text) => Err(ProfileError::Internal(text)),
+    }
+}
+
+/// What a child that gave no answer died of.
+fn died(status: ExitStatus, stderr: &str) -> ProfileError {
+    let endless = "a function or field that refers to itself without end is the usual reason";
+    if stderr.contains("memory allocation") {
+        let limit = crate::units::Bytes(MAX_MEMORY);
+        return ProfileError::Limit(format!(
+            "the profile needs more than {limit} of memory to evaluate: {endless}"
+        ));
+    }
+    if stderr.contains("overflowed its stack") {
+        return ProfileError::Limit(format!("the profile is nested too deeply to evaluate: {endless}"));
+    }
+    let cpu = [nix::libc::SIGXCPU, nix::libc::SIGKILL];
+    if status.signal().is_some_and(|signal| cpu.contains(&signal)) {
+        return ProfileError::Limit(format!(
+            "the profile takes more than {MAX_CPU} s to evaluate: {endless}"
+        ));
+    }
+    let last = stderr.trim().lines().last().unwrap_or("it said nothing");
+    ProfileError::Internal(format!("the evaluator ended with {status}: {last}"))
+}

@@ -1,0 +1,1 @@
+//! The reference of all fields, made from the contracts.
