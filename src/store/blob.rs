@@ -4,6 +4,7 @@ use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use tempfile::NamedTempFile;
 
@@ -14,12 +15,18 @@ use crate::host::fs::FileError;
 /// What is written reaches the file in pieces of this many bytes.
 const BUFFER: usize = 256 << 10;
 
+/// After so many bytes a sync is begun beside the writing, so that little is left to sync at the end.
+const SYNC_EVERY: u64 = 32 << 20;
+
 /// A blob that is being written. Dropped unfinished, it leaves nothing.
 pub struct BlobWriter<'a> {
     store: &'a Store,
     file: BufWriter<NamedTempFile>,
     hasher: Hasher,
     size: u64,
+    /// The size at which the next sync begins.
+    sync_at: u64,
+    syncing: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl Write for BlobWriter<'_> {
@@ -27,6 +34,9 @@ impl Write for BlobWriter<'_> {
         let n = self.file.write(bytes)?;
         self.hasher.update(&bytes[..n]);
         self.size += n as u64;
+        if self.size >= self.sync_at {
+            self.sync_beside()?;
+        }
         Ok(n)
     }
 
@@ -41,9 +51,11 @@ impl BlobWriter<'_> {
     /// # Errors
     /// When writing fails; nothing is left then.
     pub fn finish(self) -> Result<(Digest, u64), StoreError> {
-        let BlobWriter { store, file, hasher, size } = self;
+        let BlobWriter { store, file, hasher, size, syncing, .. } = self;
         let digest = hasher.finish();
         let file = file.into_inner().map_err(io::IntoInnerError::into_error);
+        // An error of a sync is told once, to whoever asked first.
+        let file = file.and_then(|file| syncing.map_or(Ok(()), joined).map(|()| file));
         let file = file.map_err(store.wrong("can't write to", store.root(), Some(size)))?;
         if store.has_size(&digest, size) {
             touch(&store.blob_path(&digest));
@@ -51,6 +63,18 @@ impl BlobWriter<'_> {
             store.give_name(file, &store.blob_path(&digest), size)?;
         }
         Ok((digest, size))
+    }
+
+    /// Begins a sync in a thread of its own, unless the last one is still under way.
+    fn sync_beside(&mut self) -> io::Result<()> {
+        self.sync_at = self.size + SYNC_EVERY;
+        if self.syncing.as_ref().is_some_and(|last| !last.is_finished()) {
+            return Ok(());
+        }
+        self.syncing.take().map_or(Ok(()), joined)?;
+        let file = self.file.get_ref().as_file().try_clone()?;
+        self.syncing = Some(std::thread::spawn(move || file.sync_data()));
+        Ok(())
     }
 
     /// How many bytes were written so far.
@@ -64,6 +88,10 @@ impl BlobWriter<'_> {
     pub fn is_empty(&self) -> bool {
         self.size == 0
     }
+}
+
+fn joined(thread: JoinHandle<io::Result<()>>) -> io::Result<()> {
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that synced a blob panicked")))
 }
 
 impl Store {
@@ -145,7 +173,8 @@ impl Store {
     /// When a temporary file can't be made.
     pub fn writer(&self) -> Result<BlobWriter<'_>, StoreError> {
         let file = BufWriter::with_capacity(BUFFER, self.temporary()?);
-        Ok(BlobWriter { store: self, file, hasher: Hasher::new(), size: 0 })
+        let hasher = Hasher::new();
+        Ok(BlobWriter { store: self, file, hasher, size: 0, sync_at: SYNC_EVERY, syncing: None })
     }
 
     /// Moves the file at `path` into the store as the blob `digest`. The caller has verified its bytes; only a file
@@ -288,6 +317,19 @@ mod tests {
             // Same file system: the caller's word was taken, which verification finds.
             assert!(store.check_blob(&Digest::of(b"deb")).is_err());
         }
+    }
+
+    #[test]
+    fn a_large_blob_is_synced_beside_the_writing() {
+        let (_folder, store) = temporary();
+        let piece = vec![7; 1 << 20];
+        let mut writer = store.writer().unwrap();
+        for _ in 0..SYNC_EVERY / 500_000 {
+            writer.write_all(&piece).unwrap();
+        }
+        assert!(writer.syncing.is_some());
+        let (digest, size) = writer.finish().unwrap();
+        assert_eq!(store.check_blob(&digest).unwrap(), size);
     }
 
     proptest! {

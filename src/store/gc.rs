@@ -66,6 +66,9 @@ impl Store {
         if options.dry_run {
             return self.collect(options);
         }
+        for thread in self.syncing.lock().unwrap_or_else(std::sync::PoisonError::into_inner).drain(..) {
+            let _ = thread.join();
+        }
         let path = self.root.join("lock");
         let report = match self.in_use.try_lock() {
             Ok(()) => self.collect(options),

@@ -16,7 +16,7 @@
 //! ```
 //!
 //! Everything gets its final name by a rename after its data was synced, so that neither `kill -9` nor a power cut
-//! leaves wrong bytes under a right name. Several processes may use one store at once.
+//! leaves wrong bytes under a right name (images are synced a little later: see `image.rs`). Several processes may use one store at once.
 
 mod blob;
 #[cfg(test)]
@@ -38,6 +38,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use crate::digest::{Digest, hex};
@@ -71,6 +72,8 @@ pub struct Store {
     /// Where this process writes what has no final name yet; made when first needed.
     session: OnceLock<Scratch>,
     packs: Mutex<HashMap<Digest, Arc<File>>>,
+    /// Threads that sync images.
+    syncing: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Store {
@@ -106,7 +109,8 @@ impl Store {
         make_layout(&root)?;
         let remover = Arc::new(remover);
         scratch::sweep(&root.join("tmp"), &remover);
-        Ok(Store { root, in_use, remover, session: OnceLock::new(), packs: Mutex::default() })
+        let (packs, syncing) = (Mutex::default(), Mutex::default());
+        Ok(Store { root, in_use, remover, session: OnceLock::new(), packs, syncing })
     }
 
     /// The store's folder, as an absolute path.

@@ -210,6 +210,10 @@ impl Store {
             .map_err(std::io::Error::other)
             .map_err(self.wrong("can't write", path, None))?;
         bytes.push(b'\n');
+        // What is there already needs no second sync: a build in which nothing changed writes nothing.
+        if fs::read(path).is_ok_and(|there| there == bytes) {
+            return Ok(());
+        }
         Ok(write_atomically(path, &bytes)?)
     }
 
