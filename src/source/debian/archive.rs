@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use crate::arch::Arch;
 use crate::date::Timestamp;
 use crate::package::LockedRelease;
+use crate::source::debian::index::IndexFile;
 use crate::source::debian::release::{Expected, Listed, Release, ReleaseError};
 use crate::source::debian::signature::{Keyring, SignatureError};
 use crate::system::Source;
@@ -453,31 +454,4 @@ impl Plan {
             String::from_utf8(text).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned());
         Ok(IndexFile { text, ..self.file })
     }
-}
-
-/// A verified package index.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IndexFile {
-    /// The archive that holds it.
-    pub archive: String,
-    /// The suite as it was asked for.
-    pub suite: String,
-    /// The component; empty for a flat repository.
-    pub component: String,
-    /// The architecture of the index.
-    pub arch: String,
-    /// The text of `Packages`.
-    pub text: String,
-    /// The release's origin.
-    pub origin: String,
-    /// The release's label.
-    pub label: String,
-    /// The release's own suite name, as in `stable`.
-    pub release_suite: String,
-    /// The release's codename.
-    pub codename: String,
-    /// Packages from here are not chosen by themselves.
-    pub not_automatic: bool,
-    /// … but upgraded.
-    pub but_automatic_upgrades: bool,
 }

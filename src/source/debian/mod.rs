@@ -1,4 +1,15 @@
 //! Debian: indexes, signatures, resolution, `.deb` files, the dpkg database.
 pub mod archive;
+pub mod control;
+pub mod dependencies;
+pub mod explain;
+pub mod index;
+mod mark;
+mod mention;
+pub mod policy;
+pub mod relation;
 pub mod release;
+pub mod resolve;
+mod sat;
 pub mod signature;
+pub mod version;
