@@ -9,6 +9,8 @@ use super::Context;
 use super::report::Failure;
 use crate::store::Store;
 use crate::units::{Bytes, GIB};
+use crate::vm::Qemu;
+use crate::vm::probe::{self, Verdict};
 
 /// Arguments of `kiln doctor`.
 #[derive(Debug, clap::Args)]
@@ -60,6 +62,7 @@ pub fn run(_args: &Args, cx: &Context) -> Result<(), Failure> {
     let mut findings =
         vec![kernel(), store(&root), room("temporary files", &std::env::temp_dir(), TMP_WANTED, "TMPDIR")];
     findings.extend(id_ranges());
+    findings.push(machines(&root));
     let bad = findings.iter().filter(|f| f.state == State::Bad).count();
     cx.print(&findings, || findings.iter().map(|f| line(f, cx.color)).collect())?;
     match bad {
@@ -132,6 +135,32 @@ fn room(what: &'static str, folder: &Path, wanted: Bytes, setting: &str) -> Find
             format!("a build may need {wanted}: free some (`kiln gc`) or name another folder with {setting}");
         Finding::not(what, State::Poor, text, advice)
     }
+}
+
+/// Whether machines run at full speed. The host's QEMU is asked, and when there is none, only whether KVM opens.
+fn machines(root: &Path) -> Finding {
+    let what = "machines";
+    let kvm = match Qemu::host() {
+        Ok(qemu) => {
+            probe::kvm(&qemu, &root.join("tmp"), None).unwrap_or_else(|e| Verdict::Broken(e.to_string()))
+        }
+        Err(_) => {
+            return match std::fs::File::options().read(true).write(true).open("/dev/kvm") {
+                Ok(_) => Finding::good(what, "/dev/kvm opens; each run tries whether it works"),
+                Err(e) => slow(&format!("/dev/kvm: {e}")),
+            };
+        }
+    };
+    match kvm {
+        Verdict::Works => Finding::good(what, "KVM runs guests"),
+        Verdict::StaleFlags => slow("CMPXCHG16B gives wrong results"),
+        Verdict::Broken(why) => slow(&why),
+    }
+}
+
+fn slow(why: &str) -> Finding {
+    let advice = "images boot under emulation, about ten times slower; an ordinary user needs the group kvm";
+    Finding::not("machines", State::Poor, format!("KVM is of no use: {why}"), advice)
 }
 
 /// What an ordinary user's sandbox needs; root needs none of it.

@@ -13,7 +13,9 @@ pub mod gc;
 pub mod internal;
 pub mod progress;
 pub mod report;
+pub mod run;
 pub mod store;
+mod terminal;
 
 use progress::Progress;
 use report::{Failure, Status};
@@ -65,6 +67,8 @@ enum Verb {
     Store(store::Args),
     /// Print what a profile evaluates to, as JSON
     Eval(eval::Args),
+    /// Boot an image in QEMU, or what a profile bakes
+    Run(run::Args),
     /// Print the completion script of a shell
     Completions(completions::Args),
     /// Write the manual pages
@@ -167,6 +171,7 @@ fn run(verb: Verb, cx: &Context) -> Result<(), Failure> {
         Verb::Gc(args) => gc::run(&args, cx),
         Verb::Store(args) => store::run(&args, cx),
         Verb::Eval(args) => eval::run(&args, cx),
+        Verb::Run(args) => run::run(&args, cx),
         Verb::Completions(args) => completions::run(&args),
         Verb::Man(args) => completions::man(&args, cx),
     }

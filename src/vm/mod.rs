@@ -1,1 +1,37 @@
-//! Virtual machines: QEMU's command line as data, serial console, QMP.
+//! Virtual machines: an image is booted by QEMU through a throw-away overlay, watched on its serial console, and asked
+//! questions over a channel that needs no change in the image.
+//!
+//! ```text
+//! Setup ──prepare──▶ Prepared (overlay, firmware variables, argv: all of it data) ──start──▶ Vm ──attach──▶ Channel
+//! ```
+//!
+//! - [`machine`]: QEMU's command line as data; [`qemu`]: where QEMU and its firmware come from;
+//! - [`probe`]: whether KVM can really run a guest here, tried rather than assumed;
+//! - [`disk`]: the overlay over an image that is opened read-only;
+//! - [`process`]: QEMU as a child that dies with Kiln, its serial [`console`], its monitor ([`qmp`]);
+//! - [`failure`]: how a boot that failed looks on the console;
+//! - [`channel`] and [`credentials`]: commands inside an unchanged image.
+
+pub mod channel;
+pub mod console;
+pub mod credentials;
+pub mod disk;
+pub mod failure;
+pub mod launch;
+pub mod machine;
+pub mod prepare;
+pub mod probe;
+pub mod process;
+pub mod qemu;
+pub mod qmp;
+
+pub use channel::{Channel, Output};
+pub use failure::{BootFailure, VmError};
+pub use machine::{Accel, Bus, Firmware, Forward, Machine, Network};
+pub use prepare::{Prepared, Setup, prepare};
+pub use process::Vm;
+pub use qemu::Qemu;
+
+/// What the tools tree must hold so that images of amd64 boot: QEMU and both kinds of firmware. Nothing recommended is
+/// needed; all pictures, sounds and foreign machines stay away.
+pub const TOOL_PACKAGES: &[&str] = &["qemu-system-x86", "seabios", "ovmf"];

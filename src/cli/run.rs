@@ -1,0 +1,420 @@
+//! `kiln run`: boots an image in QEMU, with its console on the terminal or a login over SSH. The image stays as it is.
+
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use super::Context;
+use super::report::{Failure, Status};
+use super::terminal::{self, Leave};
+use crate::host::interrupt;
+use crate::store::Store;
+use crate::units::Bytes;
+use crate::vm::credentials::Credential;
+use crate::vm::disk::DiskError;
+use crate::vm::machine::{Machine, shell_line};
+use crate::vm::probe::{self, Wish};
+use crate::vm::{Bus, Firmware, Forward, Network, Prepared, Qemu, Setup, Vm, VmError, prepare};
+
+/// Arguments of `kiln run`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A profile, which is baked first when it has to be; or an image, raw or qcow2
+    #[arg(value_name = "PROFILE|IMAGE")]
+    target: PathBuf,
+    /// Lead this TCP port of 127.0.0.1 to a port of the guest
+    #[arg(short, long = "forward", value_name = "HOST:GUEST")]
+    ports: Vec<PortPair>,
+    /// Log in over SSH instead of showing the console; as root, with a key made for this run
+    #[arg(long)]
+    ssh: bool,
+    /// Log in as this user, with keys of your own
+    #[arg(long, requires = "ssh", value_name = "NAME")]
+    user: Option<String>,
+    /// Run this over SSH instead of a shell, and power off
+    #[arg(last = true, requires = "ssh", value_name = "COMMAND")]
+    command: Vec<OsString>,
+    /// Which firmware boots it
+    #[arg(long, value_enum, default_value_t = FirmwareArg::Bios)]
+    firmware: FirmwareArg,
+    /// How the disk is attached
+    #[arg(long, value_enum, default_value_t = DiskArg::Virtio)]
+    disk: DiskArg,
+    /// Main memory
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    memory: Bytes,
+    /// Number of processors
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=255))]
+    cpus: u32,
+    /// A larger disk than the image's, to see it grow
+    #[arg(long, value_name = "SIZE")]
+    size: Option<Bytes>,
+    /// Whom the guest can reach: nobody but through forwarded ports, whatever this host reaches, or no card at all
+    #[arg(long, value_enum, default_value_t = NetArg::Restricted)]
+    net: NetArg,
+    /// What runs it; KVM is tried before it is used
+    #[arg(long, value_enum, default_value_t = AccelArg::Auto)]
+    accel: AccelArg,
+    /// Which QEMU: the host's, or that of a tools tree in a folder [default: the locked one]
+    #[arg(long, value_name = "host|DIR", env = "KILN_QEMU")]
+    qemu: Option<PathBuf>,
+    /// Keep what the guest writes: a new qcow2 file over the image
+    #[arg(long, value_name = "FILE")]
+    keep: Option<PathBuf>,
+    /// Only print QEMU's command line
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum FirmwareArg {
+    Bios,
+    Uefi,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum DiskArg {
+    Virtio,
+    Nvme,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum NetArg {
+    Restricted,
+    User,
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum AccelArg {
+    Auto,
+    Kvm,
+    Emulation,
+}
+
+/// `HOST:GUEST`, or one number for both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct PortPair(Forward);
+
+impl FromStr for PortPair {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (host, guest) = text.split_once(':').unwrap_or((text, text));
+        let port = |text: &str| match text.parse::<u16>() {
+            Ok(port) if port > 0 => Ok(port),
+            _ => Err(format!("`{text}` is no port: write HOST:GUEST, as in 8080:80")),
+        };
+        Ok(PortPair(Forward { host: port(host)?, guest: port(guest)? }))
+    }
+}
+
+/// How long a guest may take to shut down by itself.
+const POWER_DOWN: Duration = Duration::from_secs(60);
+/// Within this an SSH server answers, under emulation on a busy host.
+const SSH_LIMIT: Duration = Duration::from_secs(600);
+/// Where clouds answer with their machines' credentials.
+const METADATA: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), 80);
+
+/// Boots the image.
+///
+/// # Errors
+/// When there is no image or no QEMU, the boot fails, or the user interrupts it.
+pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
+    let root = match &cx.store {
+        Some(root) => root.clone(),
+        None => Store::default_root().map_err(|e| Failure::of("store", &e))?,
+    };
+    let store = Store::open(&root).map_err(|e| Failure::of("store", &e))?;
+    let scratch = store.scratch("vm").map_err(|e| Failure::of("store", &e))?;
+    let image = image_of(args, cx)?;
+    let qemu = qemu_of(args, cx)?;
+    refuse_metadata(args)?;
+    let wish = match args.accel {
+        AccelArg::Auto => Wish::Auto,
+        AccelArg::Kvm => Wish::Kvm,
+        AccelArg::Emulation => Wish::Emulation,
+    };
+    let session = Session { args, cx, image, qemu, scratch: scratch.path() };
+    match session.boot(wish) {
+        Err(e) if e.is_accelerator() && wish == Wish::Auto => {
+            cx.progress.say("run", "KVM broke down under this guest: once more, under emulation");
+            if let Some(keep) = &args.keep {
+                std::fs::remove_file(keep).map_err(|e| Failure::of("file", &e))?;
+            }
+            session.boot(Wish::Emulation).map_err(|e| failure(&e))
+        }
+        other => other.map_err(|e| failure(&e)),
+    }
+}
+
+/// The image to boot; a profile's is baked first.
+fn image_of(args: &Args, _cx: &Context) -> Result<PathBuf, Failure> {
+    let extension = args.target.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    match extension {
+        "ncl" | "toml" | "yaml" | "yml" | "json" => {
+            Err(Failure::usage("run", "profiles can't be run yet: bake it, and run the image"))
+        }
+        _ => Ok(args.target.clone()),
+    }
+}
+
+fn qemu_of(args: &Args, _cx: &Context) -> Result<Qemu, Failure> {
+    let found = match &args.qemu {
+        Some(host) if host.as_os_str() == "host" => Qemu::host(),
+        Some(tree) => Qemu::tools(tree),
+        None => Qemu::host(),
+    };
+    found.map_err(|e| {
+        Failure::of("qemu", &e).hint("`--qemu host` takes the host's, `--qemu DIR` that of a tools tree")
+    })
+}
+
+/// A guest that reaches whatever the host reaches must not run where that includes credentials.
+fn refuse_metadata(args: &Args) -> Result<(), Failure> {
+    if args.net != NetArg::User || args.dry_run {
+        return Ok(());
+    }
+    match TcpStream::connect_timeout(&METADATA, Duration::from_millis(300)) {
+        Err(_) => Ok(()),
+        Ok(_) => Err(Failure::usage(
+            "metadata",
+            "this host is a cloud machine: with `--net user` the guest could read its credentials at 169.254.169.254",
+        )
+        .hint("leave `--net` away and forward the ports that you need with `-p`")),
+    }
+}
+
+fn failure(error: &VmError) -> Failure {
+    let told = Failure::of("run", error);
+    match error {
+        VmError::Disk(DiskError::File(_) | DiskError::NoImage { .. } | DiskError::TooSmall { .. }) => {
+            told.status(Status::Usage)
+        }
+        VmError::Qemu(_) => told.hint("`--qemu host` takes the host's, `--qemu DIR` that of a tools tree"),
+        VmError::Paused { .. } => told.hint("`--accel emulation` needs no KVM"),
+        VmError::Timeout { .. } => told.hint("without `--ssh` you see the whole console"),
+        _ => told,
+    }
+}
+
+/// One `kiln run`.
+struct Session<'a> {
+    args: &'a Args,
+    cx: &'a Context,
+    image: PathBuf,
+    qemu: Qemu,
+    scratch: &'a Path,
+}
+
+/// What `--dry-run` prints.
+#[derive(Serialize)]
+struct DryRun<'a> {
+    argv: Vec<String>,
+    machine: &'a Machine,
+}
+
+impl Session<'_> {
+    fn boot(&self, wish: Wish) -> Result<(), VmError> {
+        let choice = probe::choose(&self.qemu, wish, self.scratch, None)?;
+        let args = self.args;
+        let mut setup = Setup::new(self.qemu.clone(), &self.image, choice.accel, self.scratch);
+        setup.firmware = match args.firmware {
+            FirmwareArg::Bios => Firmware::Seabios,
+            FirmwareArg::Uefi => Firmware::Ovmf,
+        };
+        setup.bus = match args.disk {
+            DiskArg::Virtio => Bus::Virtio,
+            DiskArg::Nvme => Bus::Nvme,
+        };
+        setup.network = match args.net {
+            NetArg::Restricted => Network::Restricted,
+            NetArg::User => Network::User,
+            NetArg::None => Network::None,
+        };
+        setup.memory = args.memory;
+        setup.cpus = args.cpus;
+        setup.disk_size = args.size;
+        setup.keep.clone_from(&args.keep);
+        setup.forwards = args.ports.iter().map(|p| p.0).collect();
+        let login = if args.ssh { Some(Login::prepare(self, &mut setup)?) } else { None };
+        let prepared = prepare(setup)?;
+        if args.dry_run {
+            return self.print(&prepared);
+        }
+        let name = self.image.file_name().unwrap_or_default().to_string_lossy();
+        self.cx.progress.say("run", &format!("{name} under {}", choice.describe()));
+        match login {
+            None => self.console(prepared),
+            Some(login) => self.ssh(prepared, &login),
+        }
+    }
+
+    fn print(&self, prepared: &Prepared) -> Result<(), VmError> {
+        let argv = prepared.argv();
+        let words = argv.iter().map(|a| a.to_string_lossy().into_owned()).collect();
+        let shown = DryRun { argv: words, machine: &prepared.machine };
+        if let Some(keep) = &self.args.keep {
+            let _ = std::fs::remove_file(keep);
+        }
+        let printed = self.cx.print(&shown, || shell_line(&argv));
+        printed.map_err(|e| VmError::Start(std::io::Error::other(e.message)))
+    }
+
+    /// The console on the terminal, until the guest shuts down or the user leaves.
+    fn console(&self, prepared: Prepared) -> Result<(), VmError> {
+        if terminal::is_one() {
+            self.cx.progress.say("run", "Ctrl-] switches the machine off");
+        }
+        self.cx.progress.clear();
+        let vm = prepared.start(Some(Box::new(|bytes| {
+            let mut out = std::io::stdout().lock();
+            let _ = out.write_all(bytes).and_then(|()| out.flush());
+        })))?;
+        match terminal::attend(&vm)? {
+            Leave::Ended(ending) if ending.reason.is_none() => {
+                Err(VmError::Ended { what: "the guest".to_owned(), ending, tail: vm.tail() })
+            }
+            Leave::Ended(ending) => {
+                self.cx.progress.say("run", &ending.to_string());
+                Ok(())
+            }
+            Leave::Asked => self.switch_off(vm),
+        }
+    }
+
+    /// What is kept is shut down properly; what is thrown away needs no care.
+    fn switch_off(&self, vm: Vm) -> Result<(), VmError> {
+        if self.args.keep.is_some() {
+            self.cx.progress.say("run", "shutting down");
+            let ending = vm.power_down(POWER_DOWN)?;
+            self.cx.progress.say("run", &ending.to_string());
+        }
+        Ok(())
+    }
+
+    fn ssh(&self, prepared: Prepared, login: &Login) -> Result<(), VmError> {
+        let vm = prepared.start(None)?;
+        login.wait(&vm, self.cx)?;
+        self.cx.progress.clear();
+        let status = login.command(self.args).status().map_err(VmError::Start)?;
+        self.switch_off(vm)?;
+        interrupt::check()?;
+        match status.success() {
+            true => Ok(()),
+            false => Err(VmError::Channel(format!("ssh ended with {status}"))),
+        }
+    }
+}
+
+/// How to log in over SSH.
+struct Login {
+    port: u16,
+    /// A private key made for this run; nobody else's login needs one.
+    key: Option<PathBuf>,
+}
+
+impl Login {
+    /// Forwards a port and has the guest accept a new key for root, by a credential.
+    fn prepare(session: &Session<'_>, setup: &mut Setup) -> Result<Login, VmError> {
+        let port = match setup.forwards.iter().find(|f| f.guest == 22) {
+            Some(forward) => forward.host,
+            None => {
+                let port = free_port().map_err(VmError::Start)?;
+                setup.forwards.push(Forward { host: port, guest: 22 });
+                port
+            }
+        };
+        if session.args.user.is_some() {
+            return Ok(Login { port, key: None });
+        }
+        let key = session.scratch.join("key");
+        let public = session.scratch.join("key.pub");
+        if !key.exists() {
+            let mut keygen = Command::new("ssh-keygen");
+            keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", "kiln run", "-f"]).arg(&key);
+            let status = keygen.stdin(Stdio::null()).status().map_err(|e| missing("ssh-keygen", &e))?;
+            if !status.success() {
+                return Err(VmError::Start(std::io::Error::other(format!("ssh-keygen ended with {status}"))));
+            }
+        }
+        let public = std::fs::read_to_string(&public).map_err(|e| missing("ssh-keygen's public key", &e))?;
+        setup.credentials.push(Credential::ssh_key(&public));
+        Ok(Login { port, key: Some(key) })
+    }
+
+    /// Waits until an SSH server says its name.
+    fn wait(&self, vm: &Vm, cx: &Context) -> Result<(), VmError> {
+        let task = cx.progress.task("run", "waiting for the guest's SSH server", 0);
+        let (begun, mut lines) = (Instant::now(), 0);
+        loop {
+            let news = vm.news(&mut lines, "the guest's SSH server")?;
+            if let Some(line) = news.iter().rev().find(|l| !l.trim().is_empty()) {
+                task.at(0, line);
+            }
+            if self.greets() {
+                return Ok(());
+            }
+            if begun.elapsed() > SSH_LIMIT {
+                let what = "answer of an SSH server on the guest's port 22".to_owned();
+                return Err(VmError::Timeout { what, limit: SSH_LIMIT, tail: vm.tail() });
+            }
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    }
+
+    fn greets(&self) -> bool {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
+        let mut greeting = [0; 4];
+        TcpStream::connect_timeout(&address, Duration::from_secs(1))
+            .and_then(|mut stream| {
+                stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+                stream.read_exact(&mut greeting)
+            })
+            .is_ok_and(|()| greeting == *b"SSH-")
+    }
+
+    /// The system's `ssh`. The guest's host key is new at every run, so that it is neither asked about nor kept.
+    fn command(&self, args: &Args) -> Command {
+        let mut ssh = Command::new("ssh");
+        ssh.args(["-p", &self.port.to_string()]);
+        for option in ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"] {
+            ssh.args(["-o", option]);
+        }
+        if let Some(key) = &self.key {
+            ssh.args(["-o", "IdentitiesOnly=yes", "-i"]).arg(key);
+        }
+        ssh.arg(format!("{}@127.0.0.1", args.user.as_deref().unwrap_or("root")));
+        ssh.args(&args.command);
+        ssh
+    }
+}
+
+fn missing(what: &str, error: &std::io::Error) -> VmError {
+    VmError::Start(std::io::Error::new(error.kind(), format!("{what}: {error} (install OpenSSH's client)")))
+}
+
+fn free_port() -> std::io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_pairs_or_one_for_both() {
+        let pair = |text: &str| text.parse::<PortPair>().map(|p| (p.0.host, p.0.guest));
+        assert_eq!((pair("8080:80"), pair("5432")), (Ok((8080, 80)), Ok((5432, 5432))));
+        for wrong in ["", "0:80", "80:", "70000", "a:b", "1:2:3"] {
+            assert!(pair(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! QEMU's command line as data: what a machine is made of, and the arguments that say so.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::units::{Bytes, MIB};
+
+/// The firmware that starts the boot loader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Firmware {
+    /// SeaBIOS: the classic PC BIOS.
+    Seabios,
+    /// OVMF: UEFI.
+    Ovmf,
+}
+
+/// How the disk is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bus {
+    /// virtio-blk on PCI, as on most clouds.
+    Virtio,
+    /// NVMe, as on EC2's Nitro machines.
+    Nvme,
+}
+
+/// What runs the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accel {
+    /// The processor itself, through KVM.
+    Kvm,
+    /// QEMU's emulation.
+    Emulation {
+        /// Whether its CMPXCHG16B is right; QEMU 7's is not, and is then hidden from the guest.
+        cx16: bool,
+    },
+}
+
+/// Whom the guest can reach.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// There is no network card.
+    None,
+    /// A card with DHCP and forwarded ports; the guest reaches nothing outside.
+    #[default]
+    Restricted,
+    /// A card through which the guest reaches whatever the host reaches.
+    User,
+}
+
+/// A TCP port of 127.0.0.1 that leads to a port of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Forward {
+    /// On the host.
+    pub host: u16,
+    /// In the guest.
+    pub guest: u16,
+}
+
+/// How the bytes of a disk image are laid out in its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// As they are.
+    Raw,
+    /// QEMU's format.
+    Qcow2,
+}
+
+impl Format {
+    /// QEMU's name of the format.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Raw => "raw",
+            Format::Qcow2 => "qcow2",
+        }
+    }
+}
+
+/// UEFI's code and this machine's own copy of its variables.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Flash {
+    /// The firmware, read-only.
+    pub code: PathBuf,
+    /// Its variables, written to by the guest.
+    pub variables: PathBuf,
+}
+
+/// A machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Machine {
+    /// UEFI flash; SeaBIOS without it.
+    pub flash: Option<Flash>,
+    /// What runs it.
+    pub accel: Accel,
+    /// Main memory; whole mebibytes count.
+    pub memory: Bytes,
+    /// Number of processors.
+    pub cpus: u32,
+    /// The image, opened read-only.
+    pub image: PathBuf,
+    /// The image's format.
+    pub format: Format,
+    /// The qcow2 file that takes all writes.
+    pub overlay: PathBuf,
+    /// How the disk is attached.
+    pub bus: Bus,
+    /// Whom the guest can reach.
+    pub network: Network,
+    /// Forwarded ports.
+    pub forwards: Vec<Forward>,
+    /// Files whose text becomes an SMBIOS string of type 11, where systemd looks for credentials.
+    pub credentials: Vec<PathBuf>,
+    /// Whether there is a virtio-serial controller for a [`crate::vm::Channel`].
+    pub channel: bool,
+    /// A guest that resets itself is started again (true), or ends the machine (false), so that a boot loop is seen.
+    pub reboots: bool,
+}
+
+/// PCI address name of the virtio-serial bus.
+pub(crate) const PORTS_BUS: &str = "ports";
+
+impl Machine {
+    /// QEMU's arguments, without the program. The monitor speaks on file descriptor 0 and the serial console on 1, both
+    /// of them sockets that [`crate::vm::process`] hands over.
+    #[must_use]
+    pub fn argv(&self) -> Vec<OsString> {
+        let mut argv = Argv::default();
+        argv.flags(&["-nodefaults", "-no-user-config"]);
+        argv.pair("-display", "none");
+        argv.pair("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+        self.processor(&mut argv);
+        self.console(&mut argv);
+        self.disk(&mut argv);
+        self.card(&mut argv);
+        argv.pair("-device", "virtio-rng-pci");
+        argv.pair("-device", "pvpanic-pci");
+        for file in &self.credentials {
+            argv.path("-smbios", "type=11,path=", file, "");
+        }
+        argv.pair("-action", if self.reboots { "reboot=reset" } else { "reboot=shutdown" });
+        argv.0
+    }
+
+    fn processor(&self, argv: &mut Argv) {
+        // Without graphics SeaBIOS speaks on the serial port; OVMF does so anyway.
+        argv.pair("-machine", if self.flash.is_some() { "q35" } else { "q35,graphics=off" });
+        let (accel, cpu) = match self.accel {
+            Accel::Kvm => ("kvm", "host"),
+            Accel::Emulation { cx16: true } => ("tcg,thread=multi", "max"),
+            Accel::Emulation { cx16: false } => ("tcg,thread=multi", "max,-cx16"),
+        };
+        argv.pair("-accel", accel);
+        argv.pair("-cpu", cpu);
+        argv.pair("-m", &(self.memory.0 / MIB).to_string());
+        argv.pair("-smp", &self.cpus.to_string());
+        argv.pair("-boot", "strict=on");
+        if let Some(flash) = &self.flash {
+            argv.path("-drive", "if=pflash,unit=0,format=raw,readonly=on,file=", &flash.code, "");
+            argv.path("-drive", "if=pflash,unit=1,format=raw,file=", &flash.variables, "");
+        }
+    }
+
+    fn console(&self, argv: &mut Argv) {
+        argv.pair("-chardev", "socket,id=monitor,fd=0");
+        argv.pair("-mon", "chardev=monitor,mode=control");
+        argv.pair("-chardev", "socket,id=serial,fd=1");
+        argv.pair("-serial", "chardev:serial");
+        if self.channel {
+            argv.pair("-device", &format!("virtio-serial-pci,id={PORTS_BUS}"));
+        }
+    }
+
+    fn disk(&self, argv: &mut Argv) {
+        let read_only = ",read-only=on,auto-read-only=off";
+        argv.path("-blockdev", "driver=file,node-name=image-file,filename=", &self.image, read_only);
+        let image = format!("driver={},node-name=image,file=image-file,read-only=on", self.format.name());
+        argv.pair("-blockdev", &image);
+        // The overlay is thrown away, so that nothing needs to reach the platters.
+        let unsafe_cache = ",discard=unmap,cache.no-flush=on";
+        argv.path("-blockdev", "driver=file,node-name=disk-file,filename=", &self.overlay, unsafe_cache);
+        argv.pair(
+            "-blockdev",
+            "driver=qcow2,node-name=disk,file=disk-file,backing=image,discard=unmap,cache.no-flush=on",
+        );
+        argv.pair(
+            "-device",
+            match self.bus {
+                Bus::Virtio => "virtio-blk-pci,drive=disk,bootindex=1",
+                Bus::Nvme => "nvme,drive=disk,serial=kiln0,bootindex=1",
+            },
+        );
+    }
+
+    fn card(&self, argv: &mut Argv) {
+        let mut netdev = match self.network {
+            Network::None => return,
+            Network::Restricted => "user,id=net0,restrict=on".to_owned(),
+            Network::User => "user,id=net0".to_owned(),
+        };
+        for Forward { host, guest } in &self.forwards {
+            netdev += &format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}");
+        }
+        argv.pair("-netdev", &netdev);
+        // No option ROM: nothing boots from the network.
+        argv.pair("-device", "virtio-net-pci,netdev=net0,romfile=");
+    }
+}
+
+#[derive(Default)]
+struct Argv(Vec<OsString>);
+
+impl Argv {
+    fn flags(&mut self, flags: &[&str]) {
+        self.0.extend(flags.iter().map(OsString::from));
+    }
+
+    fn pair(&mut self, option: &str, value: &str) {
+        self.0.extend([option.into(), value.into()]);
+    }
+
+    /// An option whose value holds a path: QEMU reads a doubled comma as a comma.
+    fn path(&mut self, option: &str, before: &str, path: &Path, after: &str) {
+        let mut value = before.as_bytes().to_vec();
+        for &byte in path.as_os_str().as_bytes() {
+            value.extend(if byte == b',' { &b",,"[..] } else { std::slice::from_ref(&byte) });
+        }
+        value.extend_from_slice(after.as_bytes());
+        self.0.extend([option.into(), OsString::from_vec(value)]);
+    }
+}
+
+/// The arguments as one line that a shell reads back into the same arguments.
+#[must_use]
+pub fn shell_line<'a>(argv: impl IntoIterator<Item = &'a OsString>) -> String {
+    let words: Vec<String> = argv.into_iter().map(|word| quoted(word)).collect();
+    words.join(" ")
+}
+
+fn quoted(word: &OsStr) -> String {
+    let text = word.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+,.:/@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.into_owned()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> Machine {
+        Machine {
+            flash: None,
+            accel: Accel::Emulation { cx16: true },
+            memory: Bytes(1 << 30),
+            cpus: 2,
+            image: "/out/server.raw".into(),
+            format: Format::Raw,
+            overlay: "/run/overlay.qcow2".into(),
+            bus: Bus::Virtio,
+            network: Network::Restricted,
+            forwards: vec![Forward { host: 2222, guest: 22 }],
+            credentials: vec![],
+            channel: false,
+            reboots: true,
+        }
+    }
+
+    #[test]
+    fn the_plain_machine() {
+        assert_eq!(
+            shell_line(&machine().argv()).replace(" -", "\n-"),
+            "-nodefaults\n-no-user-config\n-display none\n\
+             -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny\n\
+             -machine q35,graphics=off\n-accel tcg,thread=multi\n-cpu max\n-m 1024\n-smp 2\n-boot strict=on\n\
+             -chardev socket,id=monitor,fd=0\n-mon chardev=monitor,mode=control\n\
+             -chardev socket,id=serial,fd=1\n-serial chardev:serial\n\
+             -blockdev driver=file,node-name=image-file,filename=/out/server.raw,read-only=on,auto-read-only=off\n\
+             -blockdev driver=raw,node-name=image,file=image-file,read-only=on\n\
+             -blockdev driver=file,node-name=disk-file,filename=/run/overlay.qcow2,discard=unmap,cache.no-flush=on\n\
+             -blockdev driver=qcow2,node-name=disk,file=disk-file,backing=image,discard=unmap,cache.no-flush=on\n\
+             -device virtio-blk-pci,drive=disk,bootindex=1\n\
+             -netdev user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:2222-:22\n\
+             -device virtio-net-pci,netdev=net0,romfile=\n\
+             -device virtio-rng-pci\n-device pvpanic-pci\n-action reboot=reset"
+        );
+    }
+
+    #[test]
+    fn uefi_nvme_kvm_and_credentials() {
+        let flash = Flash { code: "/fw/CODE.fd".into(), variables: "/run/a,b/vars.fd".into() };
+        let machine = Machine {
+            flash: Some(flash),
+            accel: Accel::Kvm,
+            bus: Bus::Nvme,
+            network: Network::None,
+            credentials: vec!["/run/c".into()],
+            channel: true,
+            reboots: false,
+            ..machine()
+        };
+        let line = shell_line(&machine.argv());
+        for part in [
+            "-machine q35 -accel kvm -cpu host",
+            "-drive if=pflash,unit=0,format=raw,readonly=on,file=/fw/CODE.fd",
+            "-drive if=pflash,unit=1,format=raw,file=/run/a,,b/vars.fd",
+            "-device nvme,drive=disk,serial=kiln0,bootindex=1",
+            "-device virtio-serial-pci,id=ports",
+            "-smbios type=11,path=/run/c",
+            "-action reboot=shutdown",
+        ] {
+            assert!(line.contains(part), "{part} is missing in {line}");
+        }
+        assert!(!line.contains("netdev"), "{line}");
+    }
+
+    #[test]
+    fn words_are_quoted_for_a_shell() {
+        let words = ["plain".into(), "two words".into(), "it's".into(), OsString::new()];
+        assert_eq!(shell_line(&words), r"plain 'two words' 'it'\''s' ''");
+    }
+}

@@ -1,0 +1,168 @@
+//! From what is wanted to a machine that is ready to start: overlay, firmware variables and credentials as files in a
+//! folder of its own, and QEMU's argv.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::credentials::{self, Credential};
+use super::disk::{Image, create_overlay};
+use super::failure::VmError;
+use super::machine::{Accel, Bus, Firmware, Flash, Forward, Machine, Network};
+use super::qemu::Qemu;
+use crate::host::fs::FileError;
+use crate::units::{Bytes, GIB};
+
+/// What is wanted of a machine.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// Which QEMU.
+    pub qemu: Qemu,
+    /// The image to boot, raw or qcow2; never written to.
+    pub image: PathBuf,
+    /// What runs the guest; see [`super::probe::choose`].
+    pub accel: Accel,
+    /// The firmware.
+    pub firmware: Firmware,
+    /// How the disk is attached.
+    pub bus: Bus,
+    /// Main memory.
+    pub memory: Bytes,
+    /// Number of processors.
+    pub cpus: u32,
+    /// Size of the disk, when it is to be larger than the image.
+    pub disk_size: Option<Bytes>,
+    /// Whom the guest can reach.
+    pub network: Network,
+    /// Forwarded ports.
+    pub forwards: Vec<Forward>,
+    /// Said to the guest's systemd.
+    pub credentials: Vec<Credential>,
+    /// Whether a [`super::Channel`] is wanted.
+    pub channel: bool,
+    /// Whether a guest that resets itself boots again.
+    pub reboots: bool,
+    /// Where the machine's own folder is made; it goes away with the machine.
+    pub scratch: PathBuf,
+    /// Keeps what the guest writes in this new file, instead of throwing it away.
+    pub keep: Option<PathBuf>,
+    /// The `kiln` program, through which QEMU is started; this very program when not given.
+    pub kiln: Option<PathBuf>,
+}
+
+impl Setup {
+    /// A machine as most images want it: SeaBIOS, virtio, 1 GiB, 2 processors, and nothing reachable.
+    #[must_use]
+    pub fn new(qemu: Qemu, image: &Path, accel: Accel, scratch: &Path) -> Setup {
+        Setup {
+            qemu,
+            image: image.to_owned(),
+            accel,
+            firmware: Firmware::Seabios,
+            bus: Bus::Virtio,
+            memory: Bytes(GIB),
+            cpus: 2,
+            disk_size: None,
+            network: Network::Restricted,
+            forwards: Vec::new(),
+            credentials: Vec::new(),
+            channel: false,
+            reboots: true,
+            scratch: scratch.to_owned(),
+            keep: None,
+            kiln: None,
+        }
+    }
+}
+
+/// A machine that is ready to start, and its folder.
+#[derive(Debug)]
+pub struct Prepared {
+    /// What it is made of.
+    pub machine: Machine,
+    pub(super) qemu: Qemu,
+    pub(super) kiln: Option<PathBuf>,
+    pub(super) folder: TempDir,
+}
+
+impl Prepared {
+    /// QEMU's whole command line.
+    #[must_use]
+    pub fn argv(&self) -> Vec<OsString> {
+        let mut argv = self.qemu.words();
+        argv.extend(self.machine.argv());
+        argv
+    }
+}
+
+/// Makes the files that a machine needs.
+///
+/// # Errors
+/// [`VmError`] when the image is none, QEMU's firmware is missing, or a file can't be written.
+pub fn prepare(mut setup: Setup) -> Result<Prepared, VmError> {
+    let image = Image::open(&setup.image)?;
+    std::fs::create_dir_all(&setup.scratch).map_err(FileError::at("can't make", &setup.scratch))?;
+    let folder = tempfile::Builder::new().prefix("vm-").tempdir_in(&setup.scratch);
+    let folder = folder.map_err(FileError::at("can't make a folder in", &setup.scratch))?;
+    let folder_path =
+        std::path::absolute(folder.path()).map_err(FileError::at("can't find", folder.path()))?;
+    let overlay = match &setup.keep {
+        Some(keep) => std::path::absolute(keep).map_err(FileError::at("can't find", keep))?,
+        None => folder_path.join("overlay.qcow2"),
+    };
+    create_overlay(&overlay, &image, setup.disk_size)?;
+    let flash = match setup.firmware {
+        Firmware::Seabios => None,
+        Firmware::Ovmf => Some(flash(&setup.qemu, &folder_path)?),
+    };
+    if setup.channel {
+        setup.credentials.push(super::channel::credential());
+    }
+    let credentials = credentials::write(&setup.credentials, &folder_path)?;
+    let machine = Machine {
+        flash,
+        accel: setup.accel,
+        memory: setup.memory,
+        cpus: setup.cpus,
+        image: image.path,
+        format: image.format,
+        overlay,
+        bus: setup.bus,
+        network: setup.network,
+        forwards: setup.forwards,
+        credentials,
+        channel: setup.channel,
+        reboots: setup.reboots,
+    };
+    Ok(Prepared { machine, qemu: setup.qemu, kiln: setup.kiln, folder })
+}
+
+fn flash(qemu: &Qemu, folder: &Path) -> Result<Flash, VmError> {
+    let (code, template) = qemu.ovmf()?;
+    let variables = folder.join("uefi-variables.fd");
+    let bytes = std::fs::read(&template).map_err(FileError::at("can't read", &template))?;
+    std::fs::write(&variables, bytes).map_err(FileError::at("can't write", &variables))?;
+    Ok(Flash { code, variables })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prepared_machine_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("image.raw");
+        std::fs::write(&image, [1; 4096]).unwrap();
+        let scratch = folder.path().join("scratch");
+        let qemu = Qemu::Host { program: "/usr/bin/qemu-system-x86_64".into() };
+        let mut setup = Setup::new(qemu, &image, Accel::Emulation { cx16: true }, &scratch);
+        setup.channel = true;
+        let prepared = prepare(setup).unwrap();
+        assert_eq!(prepared.argv()[0], "/usr/bin/qemu-system-x86_64");
+        assert!(prepared.machine.overlay.is_file() && prepared.machine.credentials[0].is_file());
+        drop(prepared);
+        assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0);
+    }
+}
