@@ -1,1 +1,0 @@
-//! A configured package tree and a system make the tree of the image.
