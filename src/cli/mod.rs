@@ -10,6 +10,7 @@ pub mod completions;
 pub mod doctor;
 pub mod eval;
 pub mod gc;
+pub mod init;
 pub mod internal;
 pub mod progress;
 pub mod report;
@@ -65,6 +66,8 @@ enum Verb {
     Gc(gc::Args),
     /// Say what the store holds, or verify it
     Store(store::Args),
+    /// Write a starter profile that bakes as it is
+    Init(init::Args),
     /// Print what a profile evaluates to, as JSON
     Eval(eval::Args),
     /// Boot an image in QEMU, or what a profile bakes
@@ -170,6 +173,7 @@ fn run(verb: Verb, cx: &Context) -> Result<(), Failure> {
         Verb::Doctor(args) => doctor::run(&args, cx),
         Verb::Gc(args) => gc::run(&args, cx),
         Verb::Store(args) => store::run(&args, cx),
+        Verb::Init(args) => init::run(&args, cx),
         Verb::Eval(args) => eval::run(&args, cx),
         Verb::Run(args) => run::run(&args, cx),
         Verb::Completions(args) => completions::run(&args),
