@@ -2,4 +2,5 @@
 //! `cargo test --test qemu -- store::a_full_disk`.
 
 mod resolve;
+mod rootfs;
 mod store;

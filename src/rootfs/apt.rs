@@ -26,16 +26,15 @@ pub(super) fn apply(
     editor.remove("/etc/apt/sources.list");
     for (name, source) in system.sources.iter().filter(|(_, s)| s.enable) {
         let signed_by = signed_by(editor, name, source, sources)?;
-        let stanzas = stanzas(source, signed_by.as_deref());
-        if stanzas.is_empty() {
+        let Some(stanza) = stanza(source, signed_by.as_deref()) else {
             let why = "no address, so apt in the image doesn't know it: give mirrors";
             editor.warnings.push(format!("sources.{name} has {why}"));
             continue;
-        }
+        };
         editor.write(
             &format!("sources.{name}"),
             &format!("/etc/apt/sources.list.d/{name}.sources"),
-            stanzas,
+            stanza,
         )?;
     }
     pins(editor, system)
@@ -66,34 +65,15 @@ fn signed_by(
     Ok(Some(paths.join(", ")))
 }
 
-/// The stanzas of a source: its archive, and the security archive when that pocket is on.
-fn stanzas(source: &Source, signed_by: Option<&str>) -> String {
-    let on: Vec<&str> =
-        source.pockets.iter().filter(|(_, on)| **on).map(|(pocket, _)| pocket.as_str()).collect();
-    let security = source.archive == "debian" && on.contains(&"security");
-    let pockets = on.iter().filter(|pocket| !(security && **pocket == "security"));
-    let suites: Vec<String> = std::iter::once(source.suite.clone())
-        .chain(pockets.map(|p| format!("{}-{p}", source.suite)))
-        .collect();
-    let first = source.mirrors.first().map(|url| url.trim_end_matches('/').to_owned());
+/// The stanza of a source; `None` when nothing public is known about where it lies.
+fn stanza(source: &Source, signed_by: Option<&str>) -> Option<String> {
+    let own = source.mirrors.first().map(|url| url.trim_end_matches('/').to_owned());
     let public = matches!(source.archive.as_str(), "debian" | "debian-security");
-    let Some(main) = first.clone().or(public.then(|| format!("{PUBLIC}/{}", source.archive))) else {
-        return String::new();
-    };
-    let mut text = stanza(&main, &suites.join(" "), source, signed_by);
-    if security {
-        // Mirrors carry the security archive beside the main one.
-        let beside =
-            first.and_then(|url| url.strip_suffix("/debian").map(|base| format!("{base}/debian-security")));
-        let url = beside.unwrap_or_else(|| format!("{PUBLIC}/debian-security"));
-        text.push('\n');
-        text.push_str(&stanza(&url, &format!("{}-security", source.suite), source, signed_by));
-    }
-    text
-}
-
-fn stanza(url: &str, suites: &str, source: &Source, signed_by: Option<&str>) -> String {
-    let mut text = format!("Types: deb\nURIs: {url}\nSuites: {suites}\n");
+    let url = own.or(public.then(|| format!("{PUBLIC}/{}", source.archive)))?;
+    let pockets =
+        source.pockets.iter().filter(|(_, on)| **on).map(|(pocket, _)| format!(" {}-{pocket}", source.suite));
+    let mut text =
+        format!("Types: deb\nURIs: {url}\nSuites: {}{}\n", source.suite, pockets.collect::<String>());
     // A suite that is a path (`./`) has no components.
     if !source.suite.ends_with('/') {
         text.push_str(&format!("Components: {}\n", source.components.join(" ")));
@@ -101,7 +81,7 @@ fn stanza(url: &str, suites: &str, source: &Source, signed_by: Option<&str>) -> 
     if let Some(path) = signed_by {
         text.push_str(&format!("Signed-By: {path}\n"));
     }
-    text
+    Some(text)
 }
 
 /// The profile's pins, so that apt in the image decides as the lock's resolver did.

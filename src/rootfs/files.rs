@@ -88,7 +88,8 @@ fn wanted(field: &str, file: &File, sources: &dyn SourceFiles) -> Result<SourceN
     }
 }
 
-/// A folder of the profile: its directories get mode 0755, its files the mode given.
+/// A folder of the profile. Its files get the mode given, its directories that mode and the right to search for whoever
+/// may read.
 fn folder(
     editor: &mut Editor,
     claims: &mut Claims,
@@ -98,7 +99,8 @@ fn folder(
     rights: Rights,
 ) -> Result<(), RootfsError> {
     if !editor.is_dir(path) {
-        let place = editor.put_dir(path, 0o755, rights.uid, rights.gid).map_err(in_field(field, path))?;
+        let mode = searchable(rights.mode);
+        let place = editor.put_dir(path, mode, rights.uid, rights.gid).map_err(in_field(field, path))?;
         claims.take(field, path, place)?;
     }
     for (name, node) in entries {
@@ -122,7 +124,7 @@ fn put(
 ) -> Result<(), RootfsError> {
     let node = match what {
         SourceNode::File { content, executable } => {
-            let mode = if executable { rights.mode | (rights.mode & 0o444) >> 2 } else { rights.mode };
+            let mode = if executable { searchable(rights.mode) } else { rights.mode };
             Rights { mode, ..rights }.node(Kind::File(content))
         }
         SourceNode::Symlink(target) => Rights { mode: 0o777, ..rights }.node(Kind::Symlink(target)),
@@ -130,6 +132,11 @@ fn put(
     };
     let place = editor.put(path, node).map_err(in_field(field, path))?;
     claims.take(field, path, place)
+}
+
+/// The mode with the right to execute, or to search, for whoever may read.
+fn searchable(mode: u32) -> u32 {
+    mode | (mode & 0o444) >> 2
 }
 
 impl Claims {

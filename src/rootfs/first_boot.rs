@@ -12,7 +12,36 @@ const UNINITIALIZED: &str = "uninitialized\n";
 const PRESET: &str =
     "# Units are in the state that the image's profile gave them: the first boot changes none.\nignore *\n";
 
-const SNAKEOIL_KEY: &str = "/etc/ssl/private/ssl-cert-snakeoil.key";
+/// A secret that a package's scripts make when it is installed, and each machine must make for itself.
+struct Secret {
+    /// Name of the unit that makes it.
+    unit: &'static str,
+    /// What it is.
+    description: &'static str,
+    /// The file without which it has to be made.
+    file: &'static str,
+    /// The program that makes it; there is nothing to do when it isn't installed.
+    program: &'static str,
+    /// The program's arguments.
+    arguments: &'static str,
+}
+
+const SECRETS: [Secret; 2] = [
+    Secret {
+        unit: "kiln-ssl-cert-snakeoil.service",
+        description: "Make the self-signed certificate of ssl-cert",
+        file: "/etc/ssl/private/ssl-cert-snakeoil.key",
+        program: "/usr/sbin/make-ssl-cert",
+        arguments: "generate-default-snakeoil",
+    },
+    Secret {
+        unit: "kiln-rndc-key.service",
+        description: "Make the key by which rndc controls BIND",
+        file: "/etc/bind/rndc.key",
+        program: "/usr/sbin/rndc-confgen",
+        arguments: "-a -A hmac-sha256 -u bind",
+    },
+];
 
 /// Files that tell systemd what is done and what is left to do.
 pub(super) fn apply(editor: &mut Editor, requests: &mut Requests) -> Result<(), RootfsError> {
@@ -34,33 +63,36 @@ pub(super) fn apply(editor: &mut Editor, requests: &mut Requests) -> Result<(), 
         );
         editor.write("first boot", &format!("{dir}/.updated"), text)?;
     }
-    snakeoil(editor, requests)
+    for secret in &SECRETS {
+        if !editor.has(secret.program) {
+            continue;
+        }
+        editor.write("first boot", &format!("/etc/systemd/system/{}", secret.unit), secret.text())?;
+        requests.insert(secret.unit.to_owned(), UnitState::Enabled);
+    }
+    Ok(())
 }
 
-/// ssl-cert's self-signed pair: a machine makes its own before any server starts.
-fn snakeoil(editor: &mut Editor, requests: &mut Requests) -> Result<(), RootfsError> {
-    if !editor.has("/usr/sbin/make-ssl-cert") {
-        return Ok(());
+impl Secret {
+    /// The unit that makes it, before any server starts.
+    fn text(&self) -> String {
+        let Secret { description, file, program, arguments, .. } = self;
+        format!(
+            "[Unit]\n\
+             Description={description}\n\
+             DefaultDependencies=no\n\
+             ConditionPathExists=!{file}\n\
+             After=local-fs.target systemd-tmpfiles-setup.service\n\
+             Before=sysinit.target shutdown.target\n\
+             Conflicts=shutdown.target\n\
+             \n\
+             [Service]\n\
+             Type=oneshot\n\
+             RemainAfterExit=yes\n\
+             ExecStart={program} {arguments}\n\
+             \n\
+             [Install]\n\
+             WantedBy=sysinit.target\n"
+        )
     }
-    let name = "kiln-ssl-cert-snakeoil.service";
-    let unit = format!(
-        "[Unit]\n\
-         Description=Make the self-signed certificate of ssl-cert\n\
-         DefaultDependencies=no\n\
-         ConditionPathExists=!{SNAKEOIL_KEY}\n\
-         After=local-fs.target systemd-tmpfiles-setup.service\n\
-         Before=sysinit.target shutdown.target\n\
-         Conflicts=shutdown.target\n\
-         \n\
-         [Service]\n\
-         Type=oneshot\n\
-         RemainAfterExit=yes\n\
-         ExecStart=/usr/sbin/make-ssl-cert generate-default-snakeoil\n\
-         \n\
-         [Install]\n\
-         WantedBy=sysinit.target\n"
-    );
-    editor.write("first boot", &format!("/etc/systemd/system/{name}"), unit)?;
-    requests.insert(name.to_owned(), UnitState::Enabled);
-    Ok(())
 }

@@ -34,6 +34,9 @@ mod users;
 mod wipe;
 mod yaml;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;

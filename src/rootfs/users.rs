@@ -174,9 +174,8 @@ fn account(accounts: &mut Accounts, editor: &mut Editor, name: &str, user: &User
     if user.hashed_password.as_deref().is_some_and(|hash| !is_hash(hash)) {
         return Err(wrong(AccountError::NotHashed));
     }
-    if accounts.check_id("uid", &field, name, user.uid)? {
-        amend(accounts, name, user);
-    } else {
+    let exists = accounts.check_id("uid", &field, name, user.uid)?;
+    if user.uid.is_some() {
         for (what, value) in [("gecos", &user.gecos), ("home", &user.home), ("shell", &user.shell)] {
             if !is_valid_field(value) {
                 return Err(wrong(AccountError::BadField { what, value: value.clone() }));
@@ -185,6 +184,10 @@ fn account(accounts: &mut Accounts, editor: &mut Editor, name: &str, user: &User
         if !editor.has(&user.shell) {
             return Err(wrong(AccountError::NoShell(user.shell.clone())));
         }
+    }
+    if exists {
+        amend(accounts, name, user);
+    } else {
         add_user(accounts, editor.epoch, name, user)?;
     }
     for group in user.groups.iter().filter(|(_, on)| **on).map(|(group, _)| group) {
@@ -229,8 +232,15 @@ fn primary_group(accounts: &mut Accounts, name: &str, user: &User, uid: u32) -> 
     Ok(uid)
 }
 
-/// What a profile adds to an account that exists: the password, when it gives one.
+/// Changes an account that exists. With its number, the entry says all of it; without, it only adds: a password.
 fn amend(accounts: &mut Accounts, name: &str, user: &User) {
+    if let (Some(_), Some(fields)) = (user.uid, accounts.passwd.get_mut(name)) {
+        for (at, value) in [(4, &user.gecos), (5, &user.home), (6, &user.shell)] {
+            if let Some(field) = fields.get_mut(at).filter(|_| !value.is_empty()) {
+                field.clone_from(value);
+            }
+        }
+    }
     let hash = accounts.shadow.get_mut(name).and_then(|fields| fields.get_mut(1));
     if let (Some(field), Some(hash)) = (hash, &user.hashed_password) {
         field.clone_from(hash);
@@ -263,7 +273,9 @@ fn home(editor: &mut Editor, accounts: &Accounts, name: &str, user: &User) -> Re
     let Some(entry) = accounts.passwd.get(name) else { return Ok(()) };
     let at = |index: usize| entry.get(index).cloned().unwrap_or_default();
     let (home, uid, gid) = (at(5), at(2).parse().unwrap_or(0), at(3).parse().unwrap_or(0));
-    if user.create_home && !editor.has(&home) {
+    // A package's account that is only added to keeps doing without a home, unless keys have to lie there.
+    let wanted = user.uid.is_some() || (!user.ssh_keys.is_empty() && home != "/nonexistent");
+    if user.create_home && wanted && !editor.has(&home) {
         // Mode 0700: HOME_MODE of Debian's login.defs.
         editor.put_dir(&home, 0o700, uid, gid).map_err(in_field(&format!("{field}.home"), &home))?;
         fill_from_skel(editor, &field, &home, uid, gid)?;

@@ -4,7 +4,7 @@ use crate::rootfs::editor::Editor;
 use crate::tree::{Content, Kind, TreePath};
 
 /// Files that go.
-const FILES: [&str; 25] = [
+const FILES: [&str; 26] = [
     "etc/.pwd.lock",
     "etc/group-",
     "etc/gshadow-",
@@ -13,6 +13,7 @@ const FILES: [&str; 25] = [
     "etc/subgid-",
     "etc/subuid-",
     "etc/hostid",
+    "etc/bind/rndc.key",
     "etc/nvme/hostid",
     "etc/nvme/hostnqn",
     "etc/machine-info",

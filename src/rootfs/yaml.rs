@@ -60,7 +60,7 @@ mod tests {
             "a": { "k: 1": "line\nbreak", "empty": {} },
         });
         let text = super::print(value.as_object().unwrap());
-        let expected = "a:\n  \"k: 1\": \"line\\nbreak\"\n  empty: {}\nb:\n  - 1\n  - \"on\"\n  -\n    x: null\n    \"y\": []\n  -\n    - true\n    - []\n";
+        let expected = "a:\n  empty: {}\n  \"k: 1\": \"line\\nbreak\"\nb:\n  - 1\n  - \"on\"\n  -\n    x: null\n    \"y\": []\n  -\n    - true\n    - []\n";
         assert_eq!(text, expected);
     }
 }
