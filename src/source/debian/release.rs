@@ -229,7 +229,10 @@ impl Release {
 type Fields<'a> = BTreeMap<String, (usize, Vec<&'a str>)>;
 
 /// Reads the text of a Release file. Digest and signers are left empty: nothing is trusted yet.
-pub(crate) fn parse(text: &str) -> Result<Release, ReleaseError> {
+///
+/// # Errors
+/// When a line is no field, or a field that is needed is missing or wrong.
+pub fn parse(text: &str) -> Result<Release, ReleaseError> {
     let fields = read_fields(text)?;
     let word = |name: &str| fields.get(name).map(|(_, lines)| lines[0].to_owned()).unwrap_or_default();
     let words =
