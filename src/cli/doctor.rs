@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::Context;
 use super::report::Failure;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::units::{Bytes, GIB};
 use crate::vm::Qemu;
 use crate::vm::probe::{self, Verdict};
@@ -59,10 +59,11 @@ impl Finding {
 /// When something is missing without which nothing can be built.
 pub fn run(_args: &Args, cx: &Context) -> Result<(), Failure> {
     let root = cx.store.clone().map_or_else(Store::default_root, Ok)?;
+    let open = Store::open(&root);
     let mut findings =
-        vec![kernel(), store(&root), room("temporary files", &std::env::temp_dir(), TMP_WANTED, "TMPDIR")];
+        vec![kernel(), store(&open), room("temporary files", &std::env::temp_dir(), TMP_WANTED, "TMPDIR")];
     findings.extend(id_ranges());
-    findings.push(machines(&root));
+    findings.extend(open.ok().map(|store| machines(&store)));
     let bad = findings.iter().filter(|f| f.state == State::Bad).count();
     cx.print(&findings, || findings.iter().map(|f| line(f, cx.color)).collect())?;
     match bad {
@@ -108,8 +109,8 @@ fn kernel() -> Finding {
     }
 }
 
-fn store(root: &Path) -> Finding {
-    match Store::open(root) {
+fn store(open: &Result<Store, StoreError>) -> Finding {
+    match open {
         Ok(store) => room("store", store.root(), STORE_WANTED, "KILN_STORE or --store"),
         Err(e) => {
             let advice = e.hint().unwrap_or("name a folder that you may write to with --store or KILN_STORE");
@@ -137,20 +138,24 @@ fn room(what: &'static str, folder: &Path, wanted: Bytes, setting: &str) -> Find
     }
 }
 
-/// Whether machines run at full speed. The host's QEMU is asked, and when there is none, only whether KVM opens.
-fn machines(root: &Path) -> Finding {
+/// Whether machines run at full speed: the QEMU of a locked tools tree is asked, else the host's.
+fn machines(store: &Store) -> Finding {
     let what = "machines";
-    let kvm = match Qemu::host() {
-        Ok(qemu) => {
-            probe::kvm(&qemu, &root.join("tmp"), None).unwrap_or_else(|e| Verdict::Broken(e.to_string()))
-        }
-        Err(_) => {
-            return match std::fs::File::options().read(true).write(true).open("/dev/kvm") {
-                Ok(_) => Finding::good(what, "/dev/kvm opens; each run tries whether it works"),
-                Err(e) => slow(&format!("/dev/kvm: {e}")),
-            };
-        }
+    let tools = store.dirs().unwrap_or_default().into_iter().find_map(|tree| Qemu::tools(&tree).ok());
+    let Some(qemu) = tools.map_or_else(|| Qemu::host().ok(), Some) else {
+        return match std::fs::File::options().read(true).write(true).open("/dev/kvm") {
+            Ok(_) => {
+                let advice = "`kiln run` fetches the locked QEMU and tries it; then ask again";
+                Finding::not(what, State::Poor, "/dev/kvm opens; not tried, for there is no QEMU yet", advice)
+            }
+            Err(e) => slow(&format!("/dev/kvm: {e}")),
+        };
     };
+    let kvm = store
+        .scratch("doctor")
+        .map_err(|e| e.to_string())
+        .and_then(|scratch| probe::kvm(&qemu, scratch.path(), None).map_err(|e| e.to_string()));
+    let kvm = kvm.unwrap_or_else(Verdict::Broken);
     match kvm {
         Verdict::Works => Finding::good(what, "KVM runs guests"),
         Verdict::StaleFlags => slow("CMPXCHG16B gives wrong results"),

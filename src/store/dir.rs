@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::step::Shelf;
+use super::usage::Kind;
 use super::{Store, StoreError, touch};
 use crate::digest::Digest;
 use crate::host::fs::FileError;
@@ -58,6 +60,17 @@ impl Store {
         Some(path)
     }
 
+    /// Where all directories lie, the last used first.
+    ///
+    /// # Errors
+    /// When the folder can't be read.
+    pub fn dirs(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let mut dirs = self.items()?;
+        dirs.retain(|item| item.kind == Kind::On(Shelf::Dir));
+        dirs.sort_by_key(|item| std::cmp::Reverse(item.used));
+        Ok(dirs.into_iter().map(|item| item.path).collect())
+    }
+
     pub(super) fn dir_path(&self, key: &Digest) -> PathBuf {
         self.root.join("dirs").join(key.to_string())
     }
@@ -104,6 +117,7 @@ mod tests {
             let kept = store.adopt_dir(&path, &key).unwrap();
             assert!(!path.exists());
             assert_eq!(store.dir(&key).as_ref(), Some(&kept));
+            assert_eq!(store.dirs().unwrap(), [kept.clone()]);
             assert_eq!(fs::read_to_string(kept.join("usr/file")).unwrap(), "first");
         }
         assert!(store.dir_size(&key).0 >= 4096);
