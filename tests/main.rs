@@ -1,4 +1,8 @@
 //! Fast tests of the whole program: no network, no root, no virtual machine. One module a topic.
 
+mod archives;
 mod docs;
+mod downloads;
+mod locks;
 mod reference;
+mod server;

@@ -328,3 +328,41 @@ fn files(fields: &Fields) -> Result<BTreeMap<String, Listed>, ReleaseError> {
     }
     Ok(files)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const TEXT: &str = "Origin: Debian\nSuite: stable-security\nCodename: trixie-security\n\
+        Date: Sat, 21 Nov 2026 00:53:03 UTC\nComponents: updates/main updates/contrib\nArchitectures: amd64\n\
+        NotAutomatic: yes\nNo-Support-for-Architecture-all: Packages\nDescription: one\n two\n\
+        SHA256:\n e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855 0 main/binary-amd64/Packages\n";
+
+    #[test]
+    fn fields_are_read() {
+        let release = parse(TEXT).unwrap();
+        assert_eq!(release.components, ["main", "contrib"]);
+        assert_eq!(release.date.to_string(), "2026-11-21T00:53:03Z");
+        assert!(release.not_automatic && !release.but_automatic_upgrades && release.no_index_for_all);
+        assert_eq!(release.files["main/binary-amd64/Packages"].sha256, Digest::of(b""));
+        assert_eq!(release.valid_until, None);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(text in "([A-Za-z0-9-]{0,8}:? ?\\PC{0,20}\n){0,8}") {
+            let _ = parse(&text);
+        }
+
+        #[test]
+        fn no_change_panics(at in 0..500_usize, put in "\\PC{0,6}") {
+            let mut text = TEXT.to_owned();
+            let at = at.min(text.len());
+            text.insert_str(at, &put);
+            if let Ok(release) = parse(&text) {
+                prop_assert!(release.files.len() <= 2);
+            }
+        }
+    }
+}
