@@ -25,9 +25,22 @@ pub(super) fn print(lock: &Lock) -> String {
     out
 }
 
-/// A TOML string.
+/// A TOML basic string: fit for values and keys alike, and always on one line.
 fn text(value: &str) -> String {
-    toml::Value::String(value.to_owned()).to_string()
+    let mut out = String::with_capacity(value.len() + 2);
+    out.push('"');
+    for c in value.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\0'..='\x1f' | '\x7f' => {
+                let _ = write!(out, "\\u{:04X}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
 }
 
 /// A TOML key.
