@@ -20,7 +20,8 @@ use kiln::date::{DAY, Timestamp};
 use kiln::digest::Digest;
 use kiln::fetch::{Environment, Mirrors, Options, Remote};
 use kiln::package::LockedRelease;
-use kiln::source::debian::archive::{ArchiveError, IndexFile, Updater};
+use kiln::source::debian::archive::{ArchiveError, Updater};
+use kiln::source::debian::index::IndexFile;
 use kiln::system::Source;
 
 use crate::server::{Reply, Server};

@@ -120,6 +120,10 @@ impl Source<'_> {
     }
 
     fn toml(&self, error: &toml::de::Error) -> LockError {
+        if let Some(at) = self.text.find("\n<<<<<<<") {
+            let what = "a merge left both sides here: take either side's lock and run `kiln lock`";
+            return self.wrong(Some(at + 1..at + 1), what);
+        }
         self.wrong(error.span(), error.message())
     }
 }
