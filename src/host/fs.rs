@@ -53,7 +53,10 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
 
 /// Gives a temporary file (mode 0600) the mode that a plainly created one would have. The umask is read from /proc:
 /// asking for it by system call means changing it for a moment, under every other thread.
-fn set_mode_by_umask(file: &File) -> io::Result<()> {
+///
+/// # Errors
+/// When the mode can't be changed.
+pub fn set_mode_by_umask(file: &File) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|l| u32::from_str_radix(l.strip_prefix("Umask:")?.trim(), 8).ok());

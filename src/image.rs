@@ -1,1 +1,0 @@
-//! Writes a layout and a tree into a sparse raw file.

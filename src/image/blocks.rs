@@ -1,0 +1,174 @@
+//! Identity of a disk by its blocks: computed in parallel, over what is no hole.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::LazyLock;
+
+use rayon::prelude::*;
+
+use crate::digest::{Digest, Hasher};
+use crate::host::fs::data_ranges;
+use crate::units::KIB;
+
+/// Size of the blocks that are compared and hashed: that of EBS snapshots' blocks.
+pub const BLOCK: u64 = 512 * KIB;
+
+/// The digest of a block of zeroes.
+static ZERO_BLOCK: LazyLock<Digest> = LazyLock::new(|| Digest::of(&[0; BLOCK as usize]));
+
+/// The digests of a file's blocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockMap {
+    /// Size of the file in bytes.
+    pub size: u64,
+    /// The digest of each block; `None` for one of zeroes. The last block counts as filled up with zeroes.
+    pub blocks: Vec<Option<Digest>>,
+}
+
+impl BlockMap {
+    /// The identity: SHA-256 over the size (8 bytes, little-endian) and the digest of each block.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        let mut hasher = Hasher::new();
+        hasher.update(&self.size.to_le_bytes());
+        for block in &self.blocks {
+            hasher.update(&block.as_ref().unwrap_or(&ZERO_BLOCK).0);
+        }
+        hasher.finish()
+    }
+
+    /// How many blocks differ from `other`'s, those that only one of them has included.
+    #[must_use]
+    pub fn differing(&self, other: &BlockMap) -> usize {
+        let common = self.blocks.iter().zip(&other.blocks).filter(|(a, b)| a != b).count();
+        common + self.blocks.len().abs_diff(other.blocks.len())
+    }
+
+    /// How many blocks hold anything but zeroes.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.blocks.iter().filter(|b| b.is_some()).count()
+    }
+}
+
+/// The digests of the blocks of `file`, holes not read.
+///
+/// # Errors
+/// Whatever reading fails with.
+pub fn block_map(file: &File) -> io::Result<BlockMap> {
+    let size = file.metadata()?.len();
+    let mut indexes: Vec<u64> = Vec::new();
+    for range in data_ranges(file, size)? {
+        let first = (range.start / BLOCK).max(indexes.last().map_or(0, |last| last + 1));
+        indexes.extend(first..range.end.div_ceil(BLOCK));
+    }
+    let digests: Vec<Option<Digest>> = indexes
+        .par_iter()
+        .with_min_len(8)
+        .map_init(
+            || vec![0; BLOCK as usize],
+            |buffer, index| {
+                let at = index * BLOCK;
+                let filled = (size - at).min(BLOCK) as usize;
+                file.read_exact_at(&mut buffer[..filled], at)?;
+                buffer[filled..].fill(0);
+                Ok((!is_zero(buffer)).then(|| Digest::of(buffer)))
+            },
+        )
+        .collect::<io::Result<_>>()?;
+    let mut blocks = vec![None; size.div_ceil(BLOCK) as usize];
+    for (index, digest) in indexes.into_iter().zip(digests) {
+        blocks[index as usize] = digest;
+    }
+    Ok(BlockMap { size, blocks })
+}
+
+/// The identity of a disk image: see [`BlockMap::digest`].
+///
+/// # Errors
+/// Whatever reading fails with.
+pub fn block_digest(file: &File) -> io::Result<Digest> {
+    Ok(block_map(file)?.digest())
+}
+
+/// SHA-256 of the whole file, holes read as the zeroes that they are: what `sha256sum` prints.
+///
+/// # Errors
+/// Whatever reading fails with.
+pub fn sha256(file: &File) -> io::Result<Digest> {
+    const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+    let size = file.metadata()?.len();
+    let mut hasher = Hasher::new();
+    let hash_hole = |hasher: &mut Hasher, mut len: u64| {
+        while len > 0 {
+            let n = len.min(ZEROES.len() as u64);
+            hasher.update(&ZEROES[..n as usize]);
+            len -= n;
+        }
+    };
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = 0;
+    for range in data_ranges(file, size)? {
+        hash_hole(&mut hasher, range.start - at);
+        at = range.start;
+        while at < range.end {
+            let n = buffer.len().min((range.end - at) as usize);
+            file.read_exact_at(&mut buffer[..n], at)?;
+            hasher.update(&buffer[..n]);
+            at += n as u64;
+        }
+    }
+    hash_hole(&mut hasher, size - at);
+    Ok(hasher.finish())
+}
+
+/// Whether there are only zeroes.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    let chunks = bytes.chunks_exact(32);
+    chunks.remainder().iter().all(|&b| b == 0)
+        && chunks.into_iter().all(|chunk| chunk.iter().fold(0, |all, &b| all | b) == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(size: u64, pieces: &[(u64, &[u8])]) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(size).unwrap();
+        for (at, bytes) in pieces {
+            file.write_all_at(bytes, *at).unwrap();
+        }
+        file
+    }
+
+    #[test]
+    fn holes_count_as_zeroes() {
+        let size = 5 * BLOCK + 100;
+        let zeroes = vec![0; 3 * BLOCK as usize];
+        let sparse = file(size, &[(BLOCK + 7, b"data"), (5 * BLOCK + 99, b"x")]);
+        let dense = file(size, &[(BLOCK, &zeroes), (BLOCK + 7, b"data"), (5 * BLOCK + 99, b"x")]);
+        let map = block_map(&sparse).unwrap();
+        assert_eq!(map, block_map(&dense).unwrap());
+        assert_eq!((map.blocks.len(), map.used()), (6, 2));
+        let mut last = vec![0; BLOCK as usize];
+        last[99] = b'x';
+        assert_eq!(map.blocks[5], Some(Digest::of(&last)));
+        let other = file(size, &[(BLOCK + 7, b"Data"), (5 * BLOCK + 99, b"x")]);
+        assert_eq!(map.differing(&block_map(&other).unwrap()), 1);
+        assert_ne!(map.digest(), block_digest(&other).unwrap());
+        assert_ne!(block_digest(&file(BLOCK, &[])).unwrap(), block_digest(&file(BLOCK + 1, &[])).unwrap());
+        insta::assert_snapshot!(map.digest());
+    }
+
+    #[test]
+    fn the_whole_files_digest_is_the_plain_one() {
+        let size = 3 * BLOCK + 1;
+        let sparse = file(size, &[(BLOCK + 5, b"middle")]);
+        let mut bytes = vec![0; size as usize];
+        bytes[BLOCK as usize + 5..][..6].copy_from_slice(b"middle");
+        assert_eq!(sha256(&sparse).unwrap(), Digest::of(&bytes));
+        assert_eq!(sha256(&file(0, &[])).unwrap(), Digest::of(b""));
+    }
+}

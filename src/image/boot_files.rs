@@ -1,0 +1,92 @@
+//! GRUB's images, made by the tools tree's grub-mkimage.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::ImageError;
+use crate::arch::Arch;
+use crate::boot::BootError;
+use crate::boot::grub::{Target, early_config};
+use crate::host::fs::FileError;
+use crate::host::tools;
+use crate::layout::Ids;
+
+/// GRUB's images for one system. They depend on the tools and the system's name alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootFiles {
+    /// The boot sector.
+    pub boot_img: Vec<u8>,
+    /// The core image for BIOS.
+    pub core_img: Vec<u8>,
+    /// The program for UEFI.
+    pub efi: Vec<u8>,
+}
+
+/// Makes them for the system called `name`; a few hundredths of a second.
+///
+/// # Errors
+/// [`ImageError`] when a tool is missing or fails, and for architectures that can't be booted yet.
+pub fn boot_files(tools: &Path, name: &str, arch: Arch) -> Result<BootFiles, ImageError> {
+    if arch != Arch::Amd64 {
+        return Err(BootError::Arch(arch).into());
+    }
+    let boot_img = tools.join("usr/lib/grub").join(Target::Bios.platform()).join("boot.img");
+    let boot_img = fs::read(&boot_img).map_err(FileError::at("can't read", &boot_img))?;
+    let config = early_config(Ids::of(name).file_system("root"));
+    let make = |target| make(tools, target, &config);
+    Ok(BootFiles { boot_img, core_img: make(Target::Bios)?, efi: make(Target::Uefi)? })
+}
+
+fn make(tools: &Path, target: Target, config: &str) -> Result<Vec<u8>, ImageError> {
+    let scratch = tempfile::tempdir().map_err(FileError::at("can't make", &std::env::temp_dir()))?;
+    let (config_path, image) = (scratch.path().join("early.cfg"), scratch.path().join("image"));
+    fs::write(&config_path, config).map_err(FileError::at("can't write", &config_path))?;
+    let mut command = tools::command(tools, "grub-mkimage")?;
+    command.arg("--directory").arg(tools.join("usr/lib/grub").join(target.platform()));
+    command.args(["--format", target.platform(), "--prefix", "/boot/grub"]);
+    command.arg("--config").arg(&config_path).arg("--output").arg(&image).args(target.modules());
+    run("grub-mkimage", command, |_| Ok(()))?;
+    Ok(fs::read(&image).map_err(FileError::at("can't read", &image))?)
+}
+
+/// Runs a tool while `feed` writes to its standard input; its output is shown when it fails.
+///
+/// # Errors
+/// [`ImageError::Failed`] with its output, which matters more than a pipe that broke because of it; then `feed`'s own.
+pub(super) fn run(
+    program: &'static str,
+    mut command: Command,
+    feed: impl FnOnce(&mut dyn Write) -> Result<(), ImageError>,
+) -> Result<(), ImageError> {
+    let wrong = || FileError::at("can't run", Path::new(program));
+    let output = tempfile::tempfile().map_err(wrong())?;
+    let copy = || output.try_clone().map_err(wrong());
+    let mut child = command.stdin(Stdio::piped()).stdout(copy()?).stderr(copy()?).spawn().map_err(wrong())?;
+    let mut fed = Ok(());
+    if let Some(mut pipe) = child.stdin.take() {
+        // A larger pipe halves the switches between the two processes; when it is refused, the usual one does.
+        let _ = nix::fcntl::fcntl(&pipe, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1 << 20));
+        fed = feed(&mut pipe);
+        if fed.is_err() && !is_broken_pipe(&fed) {
+            let _ = child.kill();
+        }
+    }
+    let status = child.wait().map_err(wrong())?;
+    if fed.is_err() && !is_broken_pipe(&fed) {
+        return fed;
+    }
+    if !status.success() {
+        use std::io::{Read, Seek};
+        let (mut text, mut output) = (Vec::new(), output);
+        output.rewind().and_then(|()| output.read_to_end(&mut text)).map_err(wrong())?;
+        let output = String::from_utf8_lossy(&text).trim().to_owned();
+        return Err(ImageError::Failed { program, status: status.to_string(), output });
+    }
+    fed
+}
+
+fn is_broken_pipe(result: &Result<(), ImageError>) -> bool {
+    matches!(result, Err(ImageError::Tree { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe)
+}

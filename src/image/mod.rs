@@ -1,0 +1,200 @@
+//! Writes a layout and a tree into a sparse raw file.
+//!
+//! Nothing of it needs privilege: partition table, FAT and boot code are written at their offsets, and mke2fs of the
+//! tools tree fills its file system at its own offset of the same file from an archive that is streamed to it. The file
+//! grows under a temporary name beside the target and is renamed when it is whole.
+
+mod blocks;
+mod boot_files;
+mod ext4;
+
+pub use blocks::{BLOCK, BlockMap, block_digest, block_map, sha256};
+pub use boot_files::{BootFiles, boot_files};
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::artifact::RawImage;
+use crate::boot::BootError;
+use crate::boot::grub::{self, GrubError};
+use crate::format::fat::{FatError, Volume};
+use crate::format::gpt::{BACKUP_SECTORS, Entry, GptError, Table};
+use crate::format::mbr;
+use crate::host::fs::FileError;
+use crate::host::interrupt::Interrupted;
+use crate::host::tools::ToolError;
+use crate::layout::{Holds, Layout, Partition};
+use crate::tree::{Packs, Tree, TreePath};
+use crate::units::{Lba, SECTOR};
+
+/// Packages of the tools tree that writing an image takes, for images of amd64; their dependencies come with them.
+pub const TOOL_PACKAGES: [&str; 5] =
+    ["e2fsprogs", "libarchive13t64", "grub-common", "grub-pc-bin", "grub-efi-amd64-bin"];
+
+/// Where the boot loader lies on the ESP: the name that firmware looks for on a disk without further entries.
+const EFI_LOADER: &str = "EFI/BOOT/BOOTX64.EFI";
+/// Label of the ESP's file system.
+const ESP_LABEL: &str = "ESP";
+
+/// What an image is made of.
+#[derive(Clone, Copy)]
+pub struct WriteJob<'a> {
+    /// The planned disk.
+    pub layout: &'a Layout,
+    /// All that goes onto its file systems.
+    pub tree: &'a Tree,
+    /// Where packed contents are.
+    pub packs: &'a dyn Packs,
+    /// Paths that come last on the disk because the profile adds them: a change then moves few blocks. Directories that
+    /// only the profile brings are named as well. Files that packages brought and the profile edits need not be.
+    pub late: &'a BTreeSet<TreePath>,
+    /// GRUB's images.
+    pub boot: &'a BootFiles,
+    /// The time stamped on file systems, in seconds since 1970.
+    pub epoch: i64,
+    /// The tools tree.
+    pub tools: &'a Path,
+}
+
+/// An image that could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// A file of the host.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A tool that is missing.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    /// A tool that failed.
+    #[error("{program} failed ({status}):\n{output}")]
+    Failed {
+        /// Which.
+        program: &'static str,
+        /// How it ended.
+        status: String,
+        /// What it said.
+        output: String,
+    },
+    /// The partition table.
+    #[error(transparent)]
+    Gpt(#[from] GptError),
+    /// The EFI system partition.
+    #[error(transparent)]
+    Fat(#[from] FatError),
+    /// GRUB's images.
+    #[error(transparent)]
+    Grub(#[from] GrubError),
+    /// The machine can't be booted.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The tree's contents can't be read, or the archive of them not be handed to mke2fs.
+    #[error("can't read the tree's files for {partition}: {source}")]
+    Tree {
+        /// The partition that was filled.
+        partition: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A path with extended attributes that no script of debugfs can name.
+    #[error("{0} has extended attributes and a newline in its name; Kiln can't write both")]
+    Newline(String),
+    /// The user asked to stop.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+/// Writes the image to `out`, which appears when it is whole and replaces what was there.
+///
+/// # Errors
+/// [`ImageError`]; nothing is left behind.
+pub fn write(job: &WriteJob<'_>, out: &Path) -> Result<RawImage, ImageError> {
+    let wrong = |what| FileError::at(what, out);
+    let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let temporary = tempfile::Builder::new()
+        .prefix(".kiln-")
+        .suffix(".raw")
+        .tempfile_in(folder)
+        .map_err(wrong("can't write"))?;
+    let disk = Disk { path: temporary.path().to_owned(), file: temporary.as_file() };
+    disk.file.set_len(job.layout.size.0).map_err(wrong("can't write"))?;
+    write_table(job, &disk)?;
+    for partition in &job.layout.partitions {
+        crate::host::interrupt::check()?;
+        match &partition.holds {
+            Holds::GrubCore => {
+                let core = grub::place_core(&job.boot.core_img, partition.first, partition.size().0)?;
+                disk.put(partition.offset().0, &core)?;
+            }
+            Holds::Esp { serial } => write_esp(job, &disk, partition, *serial)?,
+            Holds::Ext4 { fs, mount } => ext4::write(job, &disk, partition, fs, mount.as_deref())?,
+            Holds::Swap | Holds::Nothing => {}
+        }
+    }
+    let blocks = block_digest(disk.file).map_err(wrong("can't read"))?;
+    crate::host::fs::set_mode_by_umask(disk.file).map_err(wrong("can't write"))?;
+    temporary.persist(out).map_err(|e| wrong("can't write")(e.error))?;
+    Ok(RawImage { path: out.to_owned(), size: job.layout.size, blocks })
+}
+
+/// The file while it is being written.
+struct Disk<'a> {
+    path: PathBuf,
+    file: &'a File,
+}
+
+impl Disk<'_> {
+    fn put(&self, at: u64, bytes: &[u8]) -> Result<(), FileError> {
+        self.file.write_all_at(bytes, at).map_err(FileError::at("can't write", &self.path))
+    }
+}
+
+/// Protective MBR with GRUB's boot code, and both copies of the partition table.
+fn write_table(job: &WriteJob<'_>, disk: &Disk<'_>) -> Result<(), ImageError> {
+    let layout = job.layout;
+    let table = table(layout);
+    let encoded = table.encode()?;
+    let code = match layout.partitions.iter().find(|p| p.holds == Holds::GrubCore) {
+        Some(core) => grub::boot_code(&job.boot.boot_img, core.first)?,
+        None => [0; mbr::CODE_SIZE],
+    };
+    disk.put(0, &mbr::protective(&code, table.sectors))?;
+    disk.put(SECTOR, &encoded.primary)?;
+    disk.put(Lba(table.sectors - BACKUP_SECTORS).offset().0, &encoded.backup)?;
+    Ok(())
+}
+
+/// The partition table of a layout.
+#[must_use]
+pub fn table(layout: &Layout) -> Table {
+    let entry = |p: &Partition| Entry {
+        number: p.number,
+        type_guid: p.type_guid,
+        guid: p.guid,
+        first: p.first,
+        last: p.last,
+        attributes: p.attributes,
+        name: p.name.clone(),
+    };
+    let mut entries: Vec<Entry> = layout.partitions.iter().map(entry).collect();
+    entries.sort_by_key(|e| e.number);
+    Table { disk_guid: layout.guid, sectors: layout.size.sectors(), entries }
+}
+
+fn write_esp(job: &WriteJob<'_>, disk: &Disk<'_>, partition: &Partition, id: u32) -> Result<(), ImageError> {
+    let files = BTreeMap::from([(EFI_LOADER.to_owned(), job.boot.efi.clone())]);
+    let hidden_sectors = u32::try_from(partition.first.0).unwrap_or(u32::MAX);
+    let volume = Volume {
+        size: partition.size(),
+        hidden_sectors,
+        id,
+        label: ESP_LABEL,
+        time: job.epoch,
+        files: &files,
+    };
+    let base = partition.offset().0;
+    volume.write(|at, bytes| disk.file.write_all_at(bytes, base + at))?;
+    Ok(())
+}

@@ -1,1 +1,0 @@
-//! Sizes in, a partition table with offsets and GUIDs out.
