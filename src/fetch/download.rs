@@ -35,10 +35,17 @@ pub struct Download {
     pub snapshot: Vec<String>,
     /// Bytes that were fetched so far; kept when the download fails and taken up by the next one.
     pub partial: PathBuf,
-    /// Its final name, on the same file system as `partial`. When it is there already, nothing is done.
+    /// Its final name, on the same file system as `partial`. When it is there already, with the right size, nothing is
+    /// done.
     pub target: PathBuf,
     /// What the user calls it.
     pub label: String,
+}
+
+impl Download {
+    fn is_there(&self) -> bool {
+        fs::metadata(&self.target).is_ok_and(|m| m.is_file() && self.size.is_none_or(|size| size == m.len()))
+    }
 }
 
 /// How far all downloads together are.
@@ -137,7 +144,7 @@ impl fmt::Display for Failure {
 /// # Errors
 /// See [`FetchError`].
 pub fn download(mut downloads: Vec<Download>, options: &Options) -> Result<(), FetchError> {
-    downloads.retain(|d| !d.target.exists());
+    downloads.retain(|d| !d.is_there());
     if downloads.is_empty() {
         return Ok(());
     }
@@ -431,7 +438,7 @@ impl Partial {
                 }
                 std::thread::sleep(TICK);
             }
-            if item.target.exists() {
+            if item.is_there() {
                 return Ok(None);
             }
             // Whoever held the lock may have renamed or removed the file that was opened.

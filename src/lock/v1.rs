@@ -149,10 +149,14 @@ pub(super) fn parse(text: &str, file: &str) -> Result<Lock, LockError> {
     let releases = releases(&source, wire.release)?;
     let goals = goals(wire.goals);
     let mut lock = Lock { goals, releases, ..Lock::default() };
-    for (set, packages) in
-        [(wire.image, &mut lock.packages), (wire.tools, &mut lock.tools), (wire.vm_tools, &mut lock.vm_tools)]
-    {
-        *packages = check_packages(&source, set.packages, &lock.goals, &lock.releases)?;
+    // Tools run on the machine that builds, which may have another architecture than the image.
+    let (image, any) = ([lock.goals.arch], [Arch::Amd64, Arch::Arm64]);
+    for (set, arches, packages) in [
+        (wire.image, &image[..], &mut lock.packages),
+        (wire.tools, &any, &mut lock.tools),
+        (wire.vm_tools, &any, &mut lock.vm_tools),
+    ] {
+        *packages = check_packages(&source, set.packages, arches, &lock.releases)?;
     }
     lock.sort();
     Ok(lock)
@@ -235,7 +239,7 @@ fn releases(source: &Source, wire: Vec<Spanned<WireRelease>>) -> Result<Vec<Lock
 fn check_packages(
     source: &Source,
     wire: Vec<Spanned<LockedPackage>>,
-    goals: &Goals,
+    arches: &[Arch],
     releases: &[LockedRelease],
 ) -> Result<Vec<LockedPackage>, LockError> {
     let mut seen = BTreeSet::new();
@@ -243,7 +247,7 @@ fn check_packages(
     for spanned in wire {
         let at = spanned.span();
         let package = spanned.into_inner();
-        let fault = fault(&package, goals, releases)
+        let fault = fault(&package, arches, releases)
             .or_else(|| (!seen.insert(package.name.clone())).then(|| "it is there twice".to_owned()));
         if let Some(what) = fault {
             return Err(source.wrong(Some(at), format!("package {}: {what}", package.name)));
@@ -254,7 +258,7 @@ fn check_packages(
 }
 
 /// What is wrong with a package by itself.
-fn fault(package: &LockedPackage, goals: &Goals, releases: &[LockedRelease]) -> Option<String> {
+fn fault(package: &LockedPackage, arches: &[Arch], releases: &[LockedRelease]) -> Option<String> {
     let LockedPackage { name, version, arch, size, archive, path, .. } = package;
     let lower = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     // Debian Policy 5.6.1 and 5.6.12.
@@ -268,8 +272,9 @@ fn fault(package: &LockedPackage, goals: &Goals, releases: &[LockedRelease]) -> 
     if !good_version {
         return Some(format!("`{version}` is no version"));
     }
-    if arch != "all" && arch != goals.arch.debian() {
-        return Some(format!("it is for {arch}, the image is for {}", goals.arch));
+    if arch != "all" && arches.iter().all(|a| a.debian() != arch) {
+        let wanted = arches.iter().map(|a| a.debian()).collect::<Vec<_>>().join(" or ");
+        return Some(format!("it is for {arch} instead of {wanted}"));
     }
     if *size == 0 {
         return Some("a size of 0".to_owned());
