@@ -74,7 +74,8 @@ fn trixie_and_all_its_pockets() {
 fn bookworm_as_well() {
     let folder = tempfile::tempdir().unwrap();
     let mirrors = Mirrors::of_host(&[]).unwrap();
-    let (releases, _) = update(folder.path(), &mirrors, &source("bookworm", &["updates", "security"])).unwrap();
+    let (releases, _) =
+        update(folder.path(), &mirrors, &source("bookworm", &["updates", "security"])).unwrap();
     assert_eq!(releases.len(), 3);
 }
 
@@ -118,7 +119,8 @@ fn an_archive_made_by_apt_and_gnupg() {
     let binary = root.join("own/dists/stable/main/binary-amd64");
     fs::create_dir_all(&binary).unwrap();
     fs::create_dir_all(root.join("gnupg")).unwrap();
-    let text = "Package: own\nVersion: 1\nArchitecture: amd64\nFilename: pool/own.deb\nSize: 1\nSHA256: 00\n\n";
+    let text =
+        "Package: own\nVersion: 1\nArchitecture: amd64\nFilename: pool/own.deb\nSize: 1\nSHA256: 00\n\n";
     fs::write(binary.join("Packages"), text).unwrap();
     run(root, "gzip", &["-k", "own/dists/stable/main/binary-amd64/Packages"]);
     let fields = ["Suite=stable", "Components=main", "Architectures=amd64", "Origin=Own"];
@@ -137,11 +139,26 @@ fn an_archive_made_by_apt_and_gnupg() {
     let source = Source { archive: "own".into(), keys: vec!["own.asc".into()], ..source("stable", &[]) };
     assert!(update(root, &mirrors, &source).is_err(), "an unsigned archive was taken");
 
-    run(root, "gpg", &["--batch", "--armor", "--detach-sign", "-o", "own/dists/stable/Release.gpg", "own/dists/stable/Release"]);
+    run(
+        root,
+        "gpg",
+        &[
+            "--batch",
+            "--armor",
+            "--detach-sign",
+            "-o",
+            "own/dists/stable/Release.gpg",
+            "own/dists/stable/Release",
+        ],
+    );
     let (detached, indexes) = update(root, &mirrors, &source).unwrap();
     assert_eq!(indexes[0].text, text);
 
-    run(root, "gpg", &["--batch", "--clearsign", "-o", "own/dists/stable/InRelease", "own/dists/stable/Release"]);
+    run(
+        root,
+        "gpg",
+        &["--batch", "--clearsign", "-o", "own/dists/stable/InRelease", "own/dists/stable/Release"],
+    );
     let (inline, again) = update(root, &mirrors, &source).unwrap();
     assert_eq!(again, indexes);
     assert_eq!(inline[0].signers, detached[0].signers);
