@@ -19,8 +19,10 @@ use crate::host::interrupt::{self, Interrupted};
 const TRIES: u32 = 3;
 /// Times that one URL may be cut off midway and taken up again.
 const RESUMES: u32 = 20;
+/// Why a server that couldn't be reached isn't asked again.
+pub(super) const GIVEN_UP: &str = "not asked, as its server couldn't be reached before";
 /// How often the caller hears of progress, and an interruption is looked for.
-const TICK: Duration = Duration::from_millis(100);
+pub(super) const TICK: Duration = Duration::from_millis(100);
 
 /// A file to fetch.
 #[derive(Debug, Clone)]
@@ -162,7 +164,6 @@ pub fn download(mut downloads: Vec<Download>, options: &Options) -> Result<(), F
         backoff: options.backoff,
         stop: AtomicBool::new(false),
         bytes: AtomicU64::new(0),
-        unreachable: Mutex::default(),
     });
     let (sender, receiver) = mpsc::channel();
     for _ in 0..jobs {
@@ -217,8 +218,6 @@ struct Shared {
     backoff: Duration,
     stop: AtomicBool,
     bytes: AtomicU64,
-    /// Servers (scheme and host) that couldn't be reached: the other files needn't wait for them again.
-    unreachable: Mutex<Vec<String>>,
 }
 
 /// How a URL failed.
@@ -279,9 +278,8 @@ impl Shared {
     fn from_url(&self, item: &Download, partial: &mut Partial, url: &str) -> Result<(), Trouble> {
         let failed =
             |reason: String, gone: bool| Trouble::Attempt(Attempt { url: url.to_owned(), reason, gone });
-        let server = server_of(url);
-        if self.is_unreachable(server) {
-            return Err(failed("skipped, as the server couldn't be reached before".to_owned(), false));
+        if self.client.is_unreachable(url) {
+            return Err(failed(GIVEN_UP.to_owned(), false));
         }
         let (mut idle, mut resumes, mut again) = (0, 0, false);
         loop {
@@ -312,7 +310,7 @@ impl Shared {
                     resumes += 1;
                     if idle >= TRIES || resumes >= RESUMES {
                         if matches!(error, HttpError::Unreachable(_)) {
-                            self.mark_unreachable(server);
+                            self.client.mark_unreachable(url);
                         }
                         return Err(failed(error.to_string(), false));
                     }
@@ -379,14 +377,6 @@ impl Shared {
         }
         Ok(())
     }
-
-    fn is_unreachable(&self, server: &str) -> bool {
-        self.unreachable.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|s| s == server)
-    }
-
-    fn mark_unreachable(&self, server: &str) {
-        self.unreachable.lock().unwrap_or_else(PoisonError::into_inner).push(server.to_owned());
-    }
 }
 
 /// How streaming ended early.
@@ -405,12 +395,6 @@ impl From<FileError> for Stream {
     fn from(e: FileError) -> Stream {
         Stream::Stop(e.into())
     }
-}
-
-/// `http://host:port` of a URL.
-fn server_of(url: &str) -> &str {
-    let host = url.find("://").map_or(0, |i| i + 3);
-    url[host..].find('/').map_or(url, |i| &url[..host + i])
 }
 
 /// The bytes that are there so far, and their running digest. Locked against other processes that want the same file.

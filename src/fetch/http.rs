@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ureq::Agent;
@@ -59,6 +59,8 @@ pub(super) struct Opened {
 #[derive(Clone, Default)]
 pub struct Client {
     agent: Arc<OnceLock<Agent>>,
+    /// Servers that couldn't be reached: other files needn't wait for them again.
+    unreachable: Arc<Mutex<Vec<String>>>,
 }
 
 impl Client {
@@ -82,6 +84,18 @@ impl Client {
                 .build()
                 .into()
         })
+    }
+
+    /// Whether the server of `url` was given up.
+    pub(super) fn is_unreachable(&self, url: &str) -> bool {
+        let unreachable = self.unreachable.lock().unwrap_or_else(PoisonError::into_inner);
+        unreachable.iter().any(|server| server == server_of(url))
+    }
+
+    /// Gives the server of `url` up.
+    pub(super) fn mark_unreachable(&self, url: &str) {
+        let mut unreachable = self.unreachable.lock().unwrap_or_else(PoisonError::into_inner);
+        unreachable.push(server_of(url).to_owned());
     }
 
     /// The whole of a small file. At most `limit` bytes are read.
@@ -142,6 +156,12 @@ impl Client {
 
 fn reason(status: ureq::http::StatusCode) -> &'static str {
     status.canonical_reason().unwrap_or("")
+}
+
+/// `http://host:port` of a URL.
+fn server_of(url: &str) -> &str {
+    let host = url.find("://").map_or(0, |i| i + 3);
+    url[host..].find('/').map_or(url, |i| &url[..host + i])
 }
 
 /// The path that a `file:` URL or a plain path means.

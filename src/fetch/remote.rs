@@ -3,9 +3,10 @@
 use std::fs;
 use std::io;
 use std::path::PathBuf;
+use std::sync::mpsc::{self, RecvTimeoutError};
 
 use crate::digest::Digest;
-use crate::fetch::download::{Download, FetchError, Options, download};
+use crate::fetch::download::{Download, FetchError, GIVEN_UP, Options, TICK, download};
 use crate::fetch::http::HttpError;
 use crate::fetch::mirrors::Mirrors;
 use crate::host::fs::FileError;
@@ -37,16 +38,40 @@ fn other(error: impl std::error::Error + Send + Sync + 'static) -> TransportErro
 impl Remote<'_> {
     /// A small file, tried again when the failure may pass.
     fn get(&self, url: &str) -> Result<Result<Vec<u8>, HttpError>, TransportError> {
+        let client = &self.options.client;
+        if client.is_unreachable(url) {
+            return Ok(Err(HttpError::Unreachable(GIVEN_UP.to_owned())));
+        }
         let mut wait = self.options.backoff;
         for _ in 1..TRIES {
-            interrupt::check().map_err(other)?;
-            match self.options.client.get(url, LARGEST_RELEASE) {
+            match self.get_once(url)? {
                 Err(e) if e.may_pass() => std::thread::sleep(wait),
                 done => return Ok(done),
             }
             wait *= 2;
         }
-        Ok(self.options.client.get(url, LARGEST_RELEASE))
+        let last = self.get_once(url)?;
+        if matches!(last, Err(HttpError::Unreachable(_))) {
+            client.mark_unreachable(url);
+        }
+        Ok(last)
+    }
+
+    /// Asks on a thread of its own, so that a silent server doesn't hold up the user's Ctrl-C.
+    fn get_once(&self, url: &str) -> Result<Result<Vec<u8>, HttpError>, TransportError> {
+        let (sender, receiver) = mpsc::channel();
+        let (client, url) = (self.options.client.clone(), url.to_owned());
+        std::thread::spawn(move || sender.send(client.get(&url, LARGEST_RELEASE)));
+        loop {
+            interrupt::check().map_err(other)?;
+            match receiver.recv_timeout(TICK) {
+                Ok(done) => return Ok(done),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Ok(Err(HttpError::Refused("the request was dropped".to_owned())));
+                }
+            }
+        }
     }
 
     /// `InRelease` of one mirror, or else `Release` and `Release.gpg`; or the address that failed.
