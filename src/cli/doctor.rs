@@ -62,7 +62,7 @@ pub fn run(_args: &Args, cx: &Context) -> Result<(), Failure> {
     let open = Store::open(&root);
     let mut findings =
         vec![kernel(), store(&open), room("temporary files", &std::env::temp_dir(), TMP_WANTED, "TMPDIR")];
-    findings.extend(id_ranges());
+    findings.push(scripts());
     findings.extend(open.ok().map(|store| machines(&store)));
     let bad = findings.iter().filter(|f| f.state == State::Bad).count();
     cx.print(&findings, || findings.iter().map(|f| line(f, cx.color)).collect())?;
@@ -168,56 +168,18 @@ fn slow(why: &str) -> Finding {
     Finding::not("machines", State::Poor, format!("KVM is of no use: {why}"), advice)
 }
 
-/// What an ordinary user's sandbox needs; root needs none of it.
-fn id_ranges() -> Option<Finding> {
-    let user = nix::unistd::getuid();
-    if user.is_root() {
-        return None;
+/// How packages' scripts run.
+fn scripts() -> Finding {
+    let what = "sandbox";
+    match crate::sandbox::tier() {
+        Ok(tier) => Finding::good(what, tier.to_string()),
+        Err(refusal) => Finding::not(what, State::Bad, refusal.missing, refusal.help),
     }
-    let name = nix::unistd::User::from_uid(user).ok().flatten().map_or_else(|| user.to_string(), |u| u.name);
-    let what = "user ids";
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let installed = |program: &str| std::env::split_paths(&path).any(|folder| folder.join(program).is_file());
-    if !installed("newuidmap") || !installed("newgidmap") {
-        let advice = "install the package uidmap (shadow-utils on Fedora)";
-        return Some(Finding::not(what, State::Bad, "newuidmap or newgidmap is missing", advice));
-    }
-    for file in ["/etc/subuid", "/etc/subgid"] {
-        let text = std::fs::read_to_string(file).unwrap_or_default();
-        if sub_ids(&text, &name, user.as_raw()) < IDS_WANTED {
-            let advice =
-                format!("as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {name}");
-            let found = format!("{file} gives {name} no range of {IDS_WANTED} ids");
-            return Some(Finding::not(what, State::Bad, found, advice));
-        }
-    }
-    Some(Finding::good(what, format!("newuidmap, and ranges for {name} in /etc/subuid and /etc/subgid")))
-}
-
-/// The ids of an image: Debian's, up to `nobody` (Debian policy 9.2.2).
-const IDS_WANTED: u64 = 65_535;
-
-/// The largest range that a subuid(5) file gives to a user, by name or by number.
-fn sub_ids(text: &str, name: &str, uid: u32) -> u64 {
-    let count = |line: &str| {
-        let (owner, range) = line.split_once(':')?;
-        let owned = owner == name || owner == uid.to_string();
-        owned.then_some(range.split_once(':')?.1.trim().parse::<u64>().ok()?)
-    };
-    text.lines().filter_map(count).max().unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ranges_are_found_by_name_or_number() {
-        let text = "# none\nann:100000:65536\n1001:200000:10\n1001:300000:70000\nbroken:1\n";
-        assert_eq!(sub_ids(text, "ann", 1000), 65_536);
-        assert_eq!(sub_ids(text, "bob", 1001), 70_000);
-        assert_eq!(sub_ids(text, "eve", 1002), 0);
-    }
 
     #[test]
     fn too_little_room_is_said_with_both_numbers() {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 /// Runs the child's part named by `args` (all that follows `internal`).
 pub fn main(args: &[OsString]) -> ExitCode {
-    if let Some(code) = crate::profile::child_main(args) {
+    if let Some(code) = crate::profile::child_main(args).or_else(|| crate::sandbox::child_main(args)) {
         return code;
     }
     let part = args.first().and_then(|a| a.to_str()).unwrap_or_default();

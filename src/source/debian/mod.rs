@@ -1,7 +1,9 @@
 //! Debian: indexes, signatures, resolution, `.deb` files, the dpkg database.
 pub mod archive;
 pub mod control;
+pub mod deb;
 pub mod dependencies;
+pub mod dpkg;
 pub mod explain;
 pub mod index;
 mod mark;
