@@ -63,6 +63,26 @@ impl Store {
         Ok(report)
     }
 
+    /// Reads those of the blobs that are there, and moves damaged ones aside: afterwards a blob that is there is right.
+    /// For inputs that are about to be used and could be had again. Answers how many were damaged.
+    ///
+    /// # Errors
+    /// When one can't be read, or the user interrupts.
+    pub fn check_blobs(&self, digests: &[Digest]) -> Result<usize, StoreError> {
+        let check = |digest: &Digest| -> Result<usize, StoreError> {
+            check_interrupt()?;
+            match self.check_blob(digest) {
+                Ok(_) | Err(StoreError::Missing(_)) => Ok(0),
+                Err(error @ StoreError::Damaged { .. }) => {
+                    tracing::warn!("{error}");
+                    Ok(1)
+                }
+                Err(e) => Err(e),
+            }
+        };
+        digests.par_iter().map(check).sum()
+    }
+
     fn verify_item(&self, item: &Item, blocks: BlockDigest<'_>) -> Result<bool, StoreError> {
         if item.kind == Kind::On(Shelf::Blob) {
             return match self.check_blob(&item.name) {
@@ -87,6 +107,17 @@ mod tests {
     use super::*;
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn damaged_inputs_are_moved_aside_before_their_use() {
+        let (_folder, store) = temporary();
+        let [right, wrong] = ["right", "wrong"].map(|t| store.put_bytes(t.as_bytes()).unwrap());
+        let path = store.blob_path(&wrong);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        fs::write(path, "WRONG").unwrap();
+        assert_eq!(store.check_blobs(&[right, wrong, Digest([9; 32])]).unwrap(), 1);
+        assert!(store.contains(&right) && !store.contains(&wrong));
+    }
 
     #[test]
     fn damage_anywhere_is_found() {
