@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::Context;
 use super::report::Failure;
+use crate::sandbox;
 use crate::store::{Share, Store, StoreError, Usage};
 
 /// Arguments of `kiln store`.
@@ -27,7 +28,9 @@ enum What {
 /// When it can't be opened.
 pub fn open(cx: &Context) -> Result<Store, Failure> {
     let root = cx.store.clone().map_or_else(Store::default_root, Ok)?;
-    Ok(Store::open(&root)?)
+    // What a sandbox of an ordinary user leaves belongs to other ids.
+    let remover = |path: &std::path::Path| sandbox::remove_tree(path).map_err(std::io::Error::other);
+    Ok(Store::open_with(&root, Box::new(remover))?)
 }
 
 impl From<StoreError> for Failure {
