@@ -265,6 +265,14 @@ pub enum UnitError {
     /// A timer without service.
     #[error("it starts {0}, which doesn't exist")]
     NoTarget(String),
+    /// Another unit has the name that it wants to have as well.
+    #[error("its Alias={alias} is taken: {target} has that name already; disable one of them")]
+    AliasTaken {
+        /// The name.
+        alias: String,
+        /// What has it.
+        target: String,
+    },
     /// Links of [Install] can't be made.
     #[error("its [Install] section names {0:?}, which is no unit name that fits")]
     BadInstall(String),

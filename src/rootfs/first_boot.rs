@@ -2,7 +2,7 @@
 
 use crate::rootfs::editor::Editor;
 use crate::rootfs::error::RootfsError;
-use crate::rootfs::units::Requests;
+use crate::rootfs::units::{self, Requests};
 use crate::system::UnitState;
 
 /// machine-id(5): the first boot sees that it is the first, and makes an id.
@@ -11,6 +11,10 @@ const UNINITIALIZED: &str = "uninitialized\n";
 /// The first boot presets every unit (systemd.preset(5)); units are in the state that the profile wants already.
 const PRESET: &str =
     "# Units are in the state that the image's profile gave them: the first boot changes none.\nignore *\n";
+
+/// systemd-firstboot(1) still takes what a machine's credentials give it, but never waits for somebody at the console.
+const NO_QUESTIONS: &str = "[Service]\nExecStart=\nExecStart=systemd-firstboot\nStandardInput=null\n\
+    StandardOutput=journal\nStandardError=journal\n";
 
 /// A secret that a package's scripts make when it is installed, and each machine must make for itself.
 struct Secret {
@@ -62,6 +66,10 @@ pub(super) fn apply(editor: &mut Editor, requests: &mut Requests) -> Result<(), 
             i128::from(editor.epoch) * 1_000_000_000
         );
         editor.write("first boot", &format!("{dir}/.updated"), text)?;
+    }
+    if units::exists(editor, "systemd-firstboot.service") {
+        let path = "/etc/systemd/system/systemd-firstboot.service.d/kiln.conf";
+        editor.write("first boot", path, NO_QUESTIONS)?;
     }
     for secret in &SECRETS {
         if !editor.has(secret.program) {

@@ -13,11 +13,12 @@
 //! | `host` | host name, time zone, locale, keyboard, os-release |
 //! | `kernel` | sysctl, modules, the initrd |
 //! | `network`, `mounts`, `cloud`, `yaml`, `ssh`, `apt` | what their names say |
-//! | `wipe`, `first_boot` | identity taken out, and made anew by each machine |
+//! | `wipe`, `databases`, `first_boot` | identity taken out, and made anew by each machine |
 
 mod accounts;
 mod apt;
 mod cloud;
+mod databases;
 mod editor;
 mod error;
 mod files;
@@ -155,6 +156,7 @@ pub fn compose(
     cloud::apply(&mut editor, system, growth)?;
     ssh::apply(&mut editor, system, &mut requests)?;
     apt::apply(&mut editor, system, sources)?;
+    databases::apply(&mut editor, &mut requests)?;
     first_boot::apply(&mut editor, &mut requests)?;
     units::write(&mut editor, &system.units)?;
     files::apply(&mut editor, system, &accounts, sources, ctx)?;

@@ -265,6 +265,16 @@ fn make_links(editor: &mut Editor, asked: &str, found: &Found, install: &Install
             return Err(bad(&alias));
         }
         if alias != name {
+            let path = format!("{ETC}/{alias}");
+            let taken = match editor.tree().get(&path).map(|n| &n.kind) {
+                Some(_) if editor.tree().resolve(&path) == editor.tree().resolve(&found.path) => None,
+                Some(Kind::Symlink(target)) => Some(String::from_utf8_lossy(target).into_owned()),
+                Some(_) => Some(path),
+                None => None,
+            };
+            if let Some(target) = taken {
+                return Err(RootfsError::unit(asked, UnitError::AliasTaken { alias, target }));
+            }
             editor.link(&field, &format!("{ETC}/{alias}"), &found.path)?;
         }
     }

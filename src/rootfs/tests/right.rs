@@ -405,6 +405,25 @@ fn identity_goes_and_the_first_boot_is_prepared() {
 }
 
 #[test]
+fn a_databases_data_are_made_by_each_machine() {
+    let mut tree = base();
+    let conf = "#data_directory = 'x'\ndata_directory = '/var/lib/postgresql/17/main'  # here\nlc_messages = 'de_DE.UTF-8'\n";
+    file(&mut tree, "etc/postgresql/17/main/postgresql.conf", conf);
+    file(&mut tree, "usr/lib/systemd/system/postgresql@.service", "[Install]\nWantedBy=multi-user.target\n");
+    tree.insert_with_parents("var/lib/postgresql/17/main", Node::new(Kind::Dir, 0o700, 0).owned_by(7, 8));
+    file(&mut tree, "var/lib/postgresql/17/main/PG_VERSION", "17\n");
+    file(&mut tree, "var/lib/postgresql/17/main/base/1/112", "x");
+    let tree = composed(tree, json!({}));
+    assert_eq!(rights(&tree, "var/lib/postgresql/17/main"), "0700 7:8");
+    assert_eq!(tree.below(b"var/lib/postgresql/17/main").count(), 0);
+    assert_eq!(text(&tree, "etc/postgresql/17/main/postgresql.conf"), conf);
+    let unit = text(&tree, "etc/systemd/system/kiln-postgresql-17-main.service");
+    assert!(unit.contains("initdb --pgdata=/var/lib/postgresql/17/main.new --locale=de_DE.UTF-8 "), "{unit}");
+    let link = "etc/systemd/system/postgresql@17-main.service.requires/kiln-postgresql-17-main.service";
+    assert_eq!(rights(&tree, link), "-> /etc/systemd/system/kiln-postgresql-17-main.service");
+}
+
+#[test]
 fn sealing_keeps_what_the_profile_wrote() {
     let json = json!({ "files": { "/var/log/mine": { "enable": true, "text": "kept", "mode": "0644", "user": "root", "group": "root" } } });
     let done = try_compose(base(), json).unwrap();

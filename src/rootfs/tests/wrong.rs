@@ -97,6 +97,10 @@ fn units() {
         ),
         unit("own.service", json!({ "state": "enabled", "text": "[Install]\nAlias=own.timer\n" })),
         unit("own.service", json!({ "state": "enabled", "text": "[Install]\nWantedBy=%H.target\n" })),
+        json!({ "units": {
+            "a.service": { "state": "enabled", "text": "[Install]\nAlias=c.service\n" },
+            "b.service": { "state": "enabled", "text": "[Install]\nAlias=c.service\n" },
+        } }),
         unit("own.timer", json!({ "text": "[Timer]\nOnBootSec=1\n" })),
     ];
     insta::assert_snapshot!(wrong.map(refusal).join("\n"));
