@@ -49,7 +49,7 @@ const SECRETS: [Secret; 2] = [
 
 /// Files that tell systemd what is done and what is left to do.
 pub(super) fn apply(editor: &mut Editor, requests: &mut Requests) -> Result<(), RootfsError> {
-    editor.write_mode("first boot", "/etc/machine-id", 0o444, UNINITIALIZED)?;
+    no_machine_id(editor)?;
     if editor.is_dir("/var/lib/dbus") {
         editor.link("first boot", "/var/lib/dbus/machine-id", "/etc/machine-id")?;
     }
@@ -79,6 +79,11 @@ pub(super) fn apply(editor: &mut Editor, requests: &mut Requests) -> Result<(), 
         requests.insert(secret.unit.to_owned(), UnitState::Enabled);
     }
     Ok(())
+}
+
+/// Takes the machine's id out.
+pub(super) fn no_machine_id(editor: &mut Editor) -> Result<(), RootfsError> {
+    editor.write_mode("first boot", "/etc/machine-id", 0o444, UNINITIALIZED)
 }
 
 impl Secret {

@@ -158,32 +158,39 @@ fn locale_line(editor: &Editor, name: &str) -> Result<String, RootfsError> {
     }
 }
 
-/// keyboard(5). The keymaps that console-setup keeps ready are its own to make again.
+/// keyboard(5).
 fn keyboard(editor: &mut Editor, system: &System) -> Result<(), RootfsError> {
     let keyboard = &system.keyboard;
     let plain = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || "_-,".contains(c));
     for (field, value) in [("keyboard.layout", &keyboard.layout), ("keyboard.variant", &keyboard.variant)] {
         if !plain(value) {
-            return Err(RootfsError::value(
-                field,
-                value,
-                "names of XKB layouts have letters, digits, `_`, `-` and `,`",
-            ));
+            let why = "names of XKB layouts have letters, digits, `_`, `-` and `,`";
+            return Err(RootfsError::value(field, value, why));
         }
     }
-    let has_setup = editor.has("/usr/bin/setupcon") || editor.has("/bin/setupcon");
-    let usual = matches!(keyboard.layout.as_str(), "" | "us") && keyboard.variant.is_empty();
-    if usual && !has_setup && !editor.has("/etc/default/keyboard") {
+    let layout = if keyboard.layout.is_empty() { "us" } else { &keyboard.layout };
+    let wanted = [format!("XKBLAYOUT=\"{layout}\""), format!("XKBVARIANT=\"{}\"", keyboard.variant)];
+    let usual = layout == "us" && keyboard.variant.is_empty();
+    let is_set = match editor.text("/etc/default/keyboard")? {
+        Some(text) => wanted.iter().all(|line| text.lines().any(|l| l.trim() == line)),
+        None => usual,
+    };
+    if is_set {
         return Ok(());
     }
-    if !usual && !has_setup {
+    if !usual && !editor.has("/usr/bin/setupcon") {
         let what = "nothing in the tree sets the console's keyboard: add packages.console-setup = {}";
-        editor.warnings.push(format!("keyboard.layout = {:?}, but {what}", keyboard.layout));
+        editor.warnings.push(format!("keyboard.layout = {layout:?}, but {what}"));
     }
-    let layout = if keyboard.layout.is_empty() { "us" } else { &keyboard.layout };
+    // console-setup would go on loading the keymap that it keeps ready for the layout before.
+    for file in editor.entries("/etc/console-setup") {
+        if file == "cached_setup_keyboard.sh" || (file.starts_with("cached_") && file.ends_with(".kmap.gz")) {
+            editor.remove(format!("/etc/console-setup/{file}"));
+        }
+    }
+    let [layout, variant] = wanted;
     let text = format!(
-        "# keyboard(5)\nXKBMODEL=\"pc105\"\nXKBLAYOUT=\"{layout}\"\nXKBVARIANT=\"{}\"\nXKBOPTIONS=\"\"\nBACKSPACE=\"guess\"\n",
-        keyboard.variant
+        "# keyboard(5)\nXKBMODEL=\"pc105\"\n{layout}\n{variant}\nXKBOPTIONS=\"\"\nBACKSPACE=\"guess\"\n"
     );
     editor.write("keyboard", "/etc/default/keyboard", text)
 }

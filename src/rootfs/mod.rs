@@ -170,14 +170,22 @@ pub fn compose(
 
 /// Brings a tree in which programs ran after [`compose`] back into order: what they left of identity, logs and caches
 /// goes, unless it is `written`, and no time is newer than `epoch`.
-#[must_use]
-pub fn seal(tree: Tree, packs: &dyn Packs, written: &BTreeSet<TreePath>, epoch: i64) -> Tree {
+///
+/// # Errors
+/// When a program made a directory of /etc/machine-id, or the like.
+pub fn seal(
+    tree: Tree,
+    packs: &dyn Packs,
+    written: &BTreeSet<TreePath>,
+    epoch: i64,
+) -> Result<Tree, RootfsError> {
     let mut editor = Editor::new(tree, packs, epoch);
     editor.written.clone_from(written);
     wipe::apply(&mut editor);
+    first_boot::no_machine_id(&mut editor)?;
     let (mut tree, ..) = editor.into_tree();
     clamp(&mut tree, epoch);
-    tree
+    Ok(tree)
 }
 
 fn clamp(tree: &mut Tree, epoch: i64) {

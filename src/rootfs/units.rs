@@ -256,7 +256,7 @@ fn make_links(editor: &mut Editor, asked: &str, found: &Found, install: &Install
                 let example = format!("{prefix}@NAME.{kind}");
                 return Err(RootfsError::unit(asked, UnitError::NeedsInstance(example)));
             }
-            editor.link(&field, &format!("{ETC}/{target}.{kind}/{name}"), &found.path)?;
+            link(editor, &field, &format!("{ETC}/{target}.{kind}/{name}"), &found.path)?;
         }
     }
     for alias in &install.alias {
@@ -266,19 +266,27 @@ fn make_links(editor: &mut Editor, asked: &str, found: &Found, install: &Install
         }
         if alias != name {
             let path = format!("{ETC}/{alias}");
-            let taken = match editor.tree().get(&path).map(|n| &n.kind) {
-                Some(_) if editor.tree().resolve(&path) == editor.tree().resolve(&found.path) => None,
-                Some(Kind::Symlink(target)) => Some(String::from_utf8_lossy(target).into_owned()),
-                Some(_) => Some(path),
-                None => None,
-            };
-            if let Some(target) = taken {
+            if let Some(node) = editor.tree().get(&path).filter(|_| !leads_to(editor, &path, &found.path)) {
+                let target = match &node.kind {
+                    Kind::Symlink(target) => String::from_utf8_lossy(target).into_owned(),
+                    _ => path,
+                };
                 return Err(RootfsError::unit(asked, UnitError::AliasTaken { alias, target }));
             }
-            editor.link(&field, &format!("{ETC}/{alias}"), &found.path)?;
+            link(editor, &field, &path, &found.path)?;
         }
     }
     Ok(())
+}
+
+/// Makes a link to a unit, unless one leads there already (perhaps by way of /lib).
+fn link(editor: &mut Editor, field: &str, path: &str, unit: &str) -> Result<(), RootfsError> {
+    if leads_to(editor, path, unit) { Ok(()) } else { editor.link(field, path, unit) }
+}
+
+fn leads_to(editor: &Editor, path: &str, unit: &str) -> bool {
+    let is_link = matches!(editor.tree().get(path).map(|n| &n.kind), Some(Kind::Symlink(_)));
+    is_link && editor.tree().resolve(path) == editor.tree().resolve(unit)
 }
 
 /// `systemctl disable`: every link of the administrator's that has the unit's name, or that of one it names by `Also=`,

@@ -4,7 +4,7 @@ use crate::rootfs::editor::Editor;
 use crate::tree::{Content, Kind, TreePath};
 
 /// Files that go.
-const FILES: [&str; 26] = [
+const FILES: [&str; 25] = [
     "etc/.pwd.lock",
     "etc/group-",
     "etc/gshadow-",
@@ -20,7 +20,6 @@ const FILES: [&str; 26] = [
     "etc/ssl/certs/ssl-cert-snakeoil.pem",
     "etc/ssl/private/ssl-cert-snakeoil.key",
     "root/.bash_history",
-    "usr/sbin/policy-rc.d",
     "var/cache/apt/pkgcache.bin",
     "var/cache/apt/srcpkgcache.bin",
     "var/cache/debconf/passwords.dat-old",
