@@ -6,17 +6,24 @@ use std::path::PathBuf;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+pub mod build;
 pub mod completions;
 pub mod doctor;
 pub mod eval;
+pub mod export;
 pub mod gc;
 pub mod init;
 pub mod internal;
+pub mod layout;
+pub mod lock;
 pub mod progress;
 pub mod report;
 pub mod run;
+pub mod session;
 pub mod store;
 mod terminal;
+pub mod tree;
+pub mod why;
 
 use progress::Progress;
 use report::{Failure, Status};
@@ -60,18 +67,30 @@ struct Global {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Say what this host can do, and what to do about the rest
-    Doctor(doctor::Args),
-    /// Free what no build needs any more
-    Gc(gc::Args),
-    /// Say what the store holds, or verify it
-    Store(store::Args),
     /// Write a starter profile that bakes as it is
     Init(init::Args),
     /// Print what a profile evaluates to, as JSON
     Eval(eval::Args),
+    /// Resolve packages against their archives and write the lock
+    Lock(lock::Args),
+    /// Bake the image: raw, qcow2, or both
+    Build(build::Args),
     /// Boot an image in QEMU, or what a profile bakes
     Run(run::Args),
+    /// Say what the next build would do, and which input makes it so
+    Why(why::Args),
+    /// Print the image's file tree
+    Tree(tree::Args),
+    /// Print the disk's partition table
+    Layout(layout::Args),
+    /// Write a raw image as qcow2
+    Export(export::Args),
+    /// Say what the store holds, or verify it
+    Store(store::Args),
+    /// Free what no build needs any more
+    Gc(gc::Args),
+    /// Say what this host can do, and what to do about the rest
+    Doctor(doctor::Args),
     /// Print the completion script of a shell
     Completions(completions::Args),
     /// Write the manual pages
@@ -170,6 +189,12 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Status {
 
 fn run(verb: Verb, cx: &Context) -> Result<(), Failure> {
     match verb {
+        Verb::Build(args) => build::run(&args, cx),
+        Verb::Lock(args) => lock::run(&args, cx),
+        Verb::Why(args) => why::run(&args, cx),
+        Verb::Tree(args) => tree::run(&args, cx),
+        Verb::Layout(args) => layout::run(&args, cx),
+        Verb::Export(args) => export::run(&args, cx),
         Verb::Doctor(args) => doctor::run(&args, cx),
         Verb::Gc(args) => gc::run(&args, cx),
         Verb::Store(args) => store::run(&args, cx),

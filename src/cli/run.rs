@@ -13,7 +13,9 @@ use serde::Serialize;
 
 use super::Context;
 use super::report::{Failure, Status};
+use super::session::ProfileArgs;
 use super::terminal::{self, Leave};
+use crate::bake::ToolSet;
 use crate::host::interrupt;
 use crate::store::Store;
 use crate::units::Bytes;
@@ -134,8 +136,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
     };
     let store = Store::open(&root).map_err(|e| Failure::of("store", &e))?;
     let scratch = store.scratch("vm").map_err(|e| Failure::of("store", &e))?;
-    let image = image_of(args, cx)?;
-    let qemu = qemu_of(args, cx)?;
+    let (image, locked) = image_of(args, cx)?;
+    let qemu = qemu_of(args, locked.as_deref())?;
     refuse_metadata(args)?;
     let wish = match args.accel {
         AccelArg::Auto => Wish::Auto,
@@ -155,22 +157,28 @@ pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
     }
 }
 
-/// The image to boot; a profile's is baked first.
-fn image_of(args: &Args, _cx: &Context) -> Result<PathBuf, Failure> {
+/// The image to boot, and the folder of the locked QEMU when it is a profile's, which is baked first.
+fn image_of(args: &Args, cx: &Context) -> Result<(PathBuf, Option<PathBuf>), Failure> {
     let extension = args.target.extension().and_then(|e| e.to_str()).unwrap_or_default();
-    match extension {
-        "ncl" | "toml" | "yaml" | "yml" | "json" => {
-            Err(Failure::usage("run", "profiles can't be run yet: bake it, and run the image"))
-        }
-        _ => Ok(args.target.clone()),
+    if !["ncl", "toml", "yaml", "yml", "json"].contains(&extension) {
+        return Ok((args.target.clone(), None));
     }
+    let profile = ProfileArgs::plain(args.target.clone());
+    let request = profile.request(cx);
+    profile.in_session(cx, |session| {
+        let locked = session.locked(session.evaluate(&request)?)?;
+        let image = session.disk(&locked, &session.tree(&locked)?)?.image;
+        let tools = args.qemu.is_none().then(|| session.tools(&locked, ToolSet::Vm)).transpose()?;
+        Ok((image.path, tools))
+    })
 }
 
-fn qemu_of(args: &Args, _cx: &Context) -> Result<Qemu, Failure> {
-    let found = match &args.qemu {
-        Some(host) if host.as_os_str() == "host" => Qemu::host(),
-        Some(tree) => Qemu::tools(tree),
-        None => Qemu::host(),
+fn qemu_of(args: &Args, locked: Option<&Path>) -> Result<Qemu, Failure> {
+    let found = match (&args.qemu, locked) {
+        (Some(host), _) if host.as_os_str() == "host" => Qemu::host(),
+        (Some(tree), _) => Qemu::tools(tree),
+        (None, Some(tree)) => Qemu::tools(tree),
+        (None, None) => Qemu::host(),
     };
     found.map_err(|e| {
         Failure::of("qemu", &e).hint("`--qemu host` takes the host's, `--qemu DIR` that of a tools tree")

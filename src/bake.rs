@@ -1,1 +1,0 @@
-//! The phases of a bake, chained; their cache keys.

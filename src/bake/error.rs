@@ -1,0 +1,68 @@
+//! Why a bake failed: the error of its phase.
+
+use std::path::PathBuf;
+
+use crate::fetch::{FetchError, MirrorsError};
+use crate::host::fs::FileError;
+use crate::host::interrupt::Interrupted;
+use crate::image::ImageError;
+use crate::layout::LayoutError;
+use crate::lock::{LockError, Unsatisfied};
+use crate::profile::ProfileError;
+use crate::rootfs::RootfsError;
+use crate::sandbox::SandboxError;
+use crate::source::debian::archive::ArchiveError;
+use crate::source::debian::deb::DebError;
+use crate::source::debian::resolve::ResolveError;
+use crate::store::StoreError;
+
+/// Why a bake failed.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // each variant says which phase; the inner error is documented where it is born
+pub enum BakeError {
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+    #[error(transparent)]
+    Mirrors(#[from] MirrorsError),
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    #[error("the tools: {0}")]
+    Tools(#[source] ResolveError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error("{path} doesn't answer the profile any more: {reasons}", path = path.display())]
+    Stale { path: PathBuf, reasons: Unsatisfied },
+    #[error("{path} is not there, and --offline forbids to make it", path = path.display())]
+    NoLock { path: PathBuf },
+    #[error("{count} files are not in the store, and --offline forbids to fetch them: {first}, …")]
+    Offline { count: usize, first: String },
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error("{path}: {source}", path = path.display())]
+    LocalDeb { path: PathBuf, source: DebError },
+    #[error("local package {path} is not the locked one: locked is {locked}, found {found}")]
+    LocalChanged { path: String, locked: String, found: String },
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    #[error(transparent)]
+    Rootfs(#[from] RootfsError),
+    #[error(transparent)]
+    Boot(#[from] crate::boot::BootError),
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Export(#[from] crate::export::ExportError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    /// A result in the store that can't be read back.
+    #[error("the store's result `{what}` can't be read: {why}; `kiln store verify` finds damaged ones")]
+    Kept { what: &'static str, why: String },
+}

@@ -1,0 +1,219 @@
+//! [`Profile`] → [`Locked`]: archives are read, packages resolved, the lock written beside the profile.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{BakeError, Profile, Session};
+use crate::date::Timestamp;
+use crate::digest::Digest;
+use crate::fetch::{Options, Remote};
+use crate::host::fs::{FileError, write_atomically};
+use crate::lock::{Goals, Lock, LockDiff, diff};
+use crate::source::debian::archive::Updater;
+use crate::source::debian::deb::Deb;
+use crate::source::debian::index::{IndexFile, LocalPackage, Universe};
+use crate::source::debian::resolve::{Request, ResolveError, resolve};
+use crate::system::{Package, Pin, Set, System};
+
+/// A profile with the lock that answers it.
+pub struct Locked {
+    /// The profile.
+    pub profile: Profile,
+    /// Its lock.
+    pub lock: Lock,
+}
+
+impl Locked {
+    /// The time stamped on what Kiln writes, in seconds since 1970.
+    #[must_use]
+    pub fn epoch(&self) -> i64 {
+        self.profile.system().epoch.or_else(|| Some(self.lock.newest_date()?.0)).unwrap_or_default()
+    }
+
+    /// What the store calls builds of this profile, for comparing one with the last.
+    #[must_use]
+    pub fn target(&self) -> String {
+        let path = std::path::absolute(&self.profile.path).unwrap_or_else(|_| self.profile.path.clone());
+        path.to_string_lossy().into_owned()
+    }
+}
+
+/// Which packages may change when a lock is made anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Update {
+    /// None that still fits: only what the profile newly asks for.
+    Needed,
+    /// All of them, to what the archives have now.
+    All,
+    /// These, and what they take along.
+    Packages(Vec<String>),
+}
+
+/// A lock that was made anew.
+pub struct LockUpdate {
+    /// Where it was written.
+    pub path: PathBuf,
+    /// What changed.
+    pub changes: LockDiff,
+    /// Whether there was a lock before.
+    pub first: bool,
+    /// The profile with its new lock.
+    pub locked: Locked,
+}
+
+/// The priority of a pin that keeps a package where it is: enough to hold even a higher version of an archive off.
+const KEEP: i32 = 1001;
+
+impl Session<'_> {
+    /// The profile with its lock: the one beside it, or a new one when there is none yet.
+    ///
+    /// # Errors
+    /// When the lock is damaged or no longer answers the profile.
+    pub fn locked(&self, profile: Profile) -> Result<Locked, BakeError> {
+        let path = profile.lock_path();
+        let Some(lock) = read_lock(&path)? else {
+            if self.offline {
+                return Err(BakeError::NoLock { path });
+            }
+            self.watch.say("locking", &format!("{} is not there yet", path.display()));
+            return Ok(self.update_lock(profile, &Update::All)?.locked);
+        };
+        match lock.satisfies(&goals(profile.system())) {
+            Ok(()) => Ok(Locked { profile, lock }),
+            Err(reasons) => Err(BakeError::Stale { path, reasons }),
+        }
+    }
+
+    /// Resolves the profile against its archives as they are now and writes the lock.
+    ///
+    /// # Errors
+    /// When an archive can't be had or trusted, or the packages can't be resolved; the old lock stays then.
+    pub fn update_lock(&self, profile: Profile, update: &Update) -> Result<LockUpdate, BakeError> {
+        let path = profile.lock_path();
+        let old = read_lock(&path)?;
+        let lock = self.resolve(&profile, old.as_ref(), update)?;
+        let changes = diff(old.as_ref().unwrap_or(&Lock::default()), &lock);
+        if old.as_ref() != Some(&lock) {
+            write_atomically(&path, lock.print().as_bytes())?;
+        }
+        let first = old.is_none();
+        Ok(LockUpdate { path, changes, first, locked: Locked { profile, lock } })
+    }
+
+    fn resolve(&self, profile: &Profile, old: Option<&Lock>, update: &Update) -> Result<Lock, BakeError> {
+        let system = profile.system();
+        let mut mirrors = self.mirrors.clone();
+        for source in system.sources.values().chain([&system.tools]) {
+            mirrors.add_source(source)?;
+        }
+        let task = self.watch.task("reading", "package lists", 0);
+        let progress = |p: crate::fetch::Progress| task.at(p.bytes_done, "package lists");
+        let remote = Remote {
+            mirrors: &mirrors,
+            kept: &|digest: &Digest| self.store.blob_path(digest),
+            partial: &|digest: &Digest| self.store.partial_path(digest),
+            options: Options { progress: Some(&progress), ..Options::default() },
+        };
+        let read_key = |name: &str| profile.files.read(name).map_err(|e| e.to_string());
+        let known = old.map(|l| l.releases.clone()).unwrap_or_default();
+        let mut updater = Updater::new(&remote, &read_key, Timestamp::now(), &known);
+        let sources: Vec<_> = system.sources.values().collect();
+        let (mut releases, mut indexes) = updater.update(&sources, system.arch)?;
+        let (tool_releases, tool_indexes) = updater.update(&[&system.tools], host_arch(system))?;
+        releases.extend(tool_releases.into_iter().filter(|r| !releases.contains(r)).collect::<Vec<_>>());
+        indexes.push(IndexFile::local(&local_packages(profile)?));
+        drop(task);
+
+        let task = self.watch.task("resolving", "packages", 0);
+        let pins = pins(system, old, update);
+        let universe = Universe::new(&indexes, system.arch).map_err(ResolveError::from)?;
+        let wanted = goals(system).packages;
+        let request =
+            Request { wanted: &wanted, recommends: system.recommends, pins: &pins, essential: true };
+        let packages = resolve(&universe, &request)?;
+        drop(universe);
+        let universe = Universe::new(&tool_indexes, host_arch(system)).map_err(ResolveError::from)?;
+        let tools = |names: &[&str]| {
+            let request = Request {
+                wanted: &wanted_names(names),
+                recommends: false,
+                pins: &Set::new(),
+                essential: false,
+            };
+            resolve(&universe, &request).map_err(BakeError::Tools)
+        };
+        let mut lock = Lock {
+            goals: goals(system),
+            releases,
+            packages,
+            tools: tools(&disk_tools())?,
+            vm_tools: tools(&vm_tools())?,
+        };
+        drop(task);
+        lock.sort();
+        Ok(lock)
+    }
+}
+
+/// The lock at `path`, if there is one.
+fn read_lock(path: &Path) -> Result<Option<Lock>, BakeError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(Lock::parse(&text, &path.display().to_string())?)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(FileError::at("can't read", path)(e).into()),
+    }
+}
+
+/// What the lock of `system` must answer.
+pub(super) fn goals(system: &System) -> Goals {
+    Goals::of(system, &disk_tools(), &vm_tools())
+}
+
+/// base-files holds the links of the merged /usr, through which programs find their loader.
+fn disk_tools() -> Vec<&'static str> {
+    [&["base-files"][..], &crate::image::TOOL_PACKAGES].concat()
+}
+
+fn vm_tools() -> Vec<&'static str> {
+    [&["base-files"][..], &crate::vm::TOOL_PACKAGES].concat()
+}
+
+/// Tools run on this machine, whatever the image is for.
+fn host_arch(system: &System) -> crate::arch::Arch {
+    crate::arch::Arch::host().unwrap_or(system.arch)
+}
+
+fn wanted_names(names: &[&str]) -> Set<Package> {
+    names.iter().map(|&n| (n.to_owned(), Package { enable: true, ..Package::default() })).collect()
+}
+
+/// The profile's pins, and one for each locked package that is to stay as it is.
+fn pins(system: &System, old: Option<&Lock>, update: &Update) -> Set<Pin> {
+    let mut pins: BTreeMap<String, Pin> = BTreeMap::new();
+    let stays = |name: &str| match update {
+        Update::Needed => true,
+        Update::All => false,
+        Update::Packages(names) => !names.iter().any(|n| n == name),
+    };
+    for package in old.iter().flat_map(|l| &l.packages).filter(|p| stays(&p.name)) {
+        let pin = Pin { version: Some(package.version.clone()), suite: None, priority: KEEP };
+        pins.insert(package.name.clone(), pin);
+    }
+    pins.extend(system.pins.iter().map(|(name, pin)| (name.clone(), pin.clone())));
+    pins
+}
+
+fn local_packages(profile: &Profile) -> Result<Vec<LocalPackage>, BakeError> {
+    let debs = profile.system().local_debs.values().filter(|d| d.enable);
+    debs.map(|local| {
+        let (sha256, size) = profile.files.digest(&local.path)?;
+        let path = profile.files.resolve(&local.path)?;
+        let wrong = |source| BakeError::LocalDeb { path: path.clone(), source };
+        let control = Deb::open(&path).and_then(|mut deb| deb.control()).map_err(wrong)?;
+        let control = control.text("control").unwrap_or_default();
+        Ok(LocalPackage { control, path: local.path.clone(), size, sha256 })
+    })
+    .collect()
+}

@@ -1,0 +1,81 @@
+//! The phases of a bake, chained. [`Session::build`] reads as the picture in the crate's documentation does; each phase
+//! takes the type that the one before it yields, so that an unlocked build does not compile.
+//!
+//! | file | phase |
+//! |---|---|
+//! | `profile` | profile → [`Profile`] |
+//! | `locking` | [`Profile`] → [`Locked`] |
+//! | `closure` | locked packages → verified files in the store; tools trees |
+//! | `steps` | the cached steps: packages, tree, disk |
+//! | `sources` | files beside the profile, as the tree's composition sees them |
+//! | `output` | what a build leaves in its output folder |
+//! | `why` | which input changed |
+
+mod closure;
+mod error;
+mod locking;
+mod output;
+mod profile;
+mod sources;
+mod steps;
+mod watch;
+mod why;
+
+use std::path::PathBuf;
+
+use crate::fetch::Mirrors;
+use crate::profile::EvalRequest;
+use crate::store::{Inputs, Store};
+
+pub use closure::ToolSet;
+pub use error::BakeError;
+pub use locking::{LockUpdate, Locked, Update};
+pub use output::{Format, Manifest, Outputs};
+pub use profile::Profile;
+pub use steps::{BakedDisk, BakedTree};
+pub use watch::{Advance, Unwatched, Watch};
+pub use why::{StepState, Why};
+
+/// What every phase needs: where results are kept, where bytes come from, who listens.
+pub struct Session<'a> {
+    /// The store.
+    pub store: &'a Store,
+    /// Where archives are.
+    pub mirrors: Mirrors,
+    /// Nothing is fetched: what is missing is an error.
+    pub offline: bool,
+    /// Told what is being done.
+    pub watch: &'a dyn Watch,
+}
+
+/// What a build is to leave.
+#[derive(Debug, Clone)]
+pub struct BuildRequest {
+    /// The profile and its overrides.
+    pub profile: EvalRequest,
+    /// The output folder; `out/NAME` below the current one when absent.
+    pub out: Option<PathBuf>,
+    /// The formats.
+    pub formats: Vec<Format>,
+}
+
+impl Session<'_> {
+    /// The main job: a profile in, image files out.
+    ///
+    /// # Errors
+    /// [`BakeError`] of the phase that failed. Nothing half-made stands under a final name.
+    pub fn build(&self, request: &BuildRequest) -> Result<Outputs, BakeError> {
+        let profile = self.evaluate(&request.profile)?;
+        let locked = self.locked(profile)?;
+        let tree = self.tree(&locked)?;
+        let disk = self.disk(&locked, &tree)?;
+        let outputs = self.output(&locked, &disk, request)?;
+        self.remember(&locked, &[&tree.steps[..], &disk.steps[..]].concat())?;
+        Ok(outputs)
+    }
+
+    /// Keeps the inputs of this build, for `kiln why`.
+    fn remember(&self, locked: &Locked, steps: &[Inputs]) -> Result<(), BakeError> {
+        Ok(self.store.remember(&locked.target(), steps)?)
+    }
+}

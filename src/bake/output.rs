@@ -1,0 +1,299 @@
+//! What a build leaves in its output folder: the image in each format, and a manifest of it all.
+//!
+//! Files are complete under their final names or not there. One that is there already and was not touched since Kiln put
+//! it there is left as it is; a stamp beside them remembers what was put there.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::closure::package_digests;
+use super::steps::open_image;
+use super::{BakeError, BakedDisk, BuildRequest, Locked, Session};
+use crate::digest::Digest;
+use crate::export::{self, Compression};
+use crate::host::fs::{FileError, copy_sparse, write_atomically};
+use crate::layout::Layout;
+use crate::store::{Inputs, Root, StepResult};
+
+/// Name of the manifest in the output folder.
+const MANIFEST: &str = "manifest.json";
+/// Name of the file that remembers what was put into an output folder.
+const STAMP: &str = ".kiln-outputs.json";
+
+/// A format of image files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// The disk's bytes, a sparse file.
+    Raw,
+    /// QEMU's format, version 3, compressed with zstd.
+    Qcow2,
+}
+
+impl Format {
+    /// The file name's extension.
+    #[must_use]
+    pub fn extension(self) -> &'static str {
+        match self {
+            Format::Raw => "raw",
+            Format::Qcow2 => "qcow2",
+        }
+    }
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Format, String> {
+        match text {
+            "raw" => Ok(Format::Raw),
+            "qcow2" => Ok(Format::Qcow2),
+            _ => Err(format!("`{text}` is no format: there are raw and qcow2")),
+        }
+    }
+}
+
+/// An image file in the output folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageFile {
+    /// Its format.
+    pub format: Format,
+    /// Its name in the folder.
+    pub file: String,
+    /// Its size in bytes, holes included.
+    pub size: u64,
+    /// SHA-256 of the file, as `sha256sum` prints it.
+    pub sha256: Digest,
+}
+
+/// A package of the image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestPackage {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Its architecture.
+    pub arch: String,
+    /// SHA-256 of the `.deb`.
+    pub sha256: Digest,
+}
+
+/// What is known of a build: `manifest.json`. All but `timings` is a function of profile and lock.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The version of Kiln that baked.
+    pub kiln: String,
+    /// The system's name.
+    pub name: String,
+    /// The system's version.
+    pub version: String,
+    /// Its architecture.
+    pub arch: String,
+    /// The time stamped on files, in seconds since 1970.
+    pub epoch: i64,
+    /// SHA-256 of the lock's text.
+    pub lock: Digest,
+    /// Identity of the disk: SHA-256 over its size and the SHA-256 of each 512 KiB block.
+    pub blocks: Digest,
+    /// Size of the disk in bytes.
+    pub size: u64,
+    /// The files.
+    pub images: Vec<ImageFile>,
+    /// What lies where on the disk.
+    pub layout: Layout,
+    /// The packages.
+    pub packages: Vec<ManifestPackage>,
+    /// Seconds that each phase took when it was last done.
+    pub timings: BTreeMap<String, f64>,
+}
+
+/// What a build left.
+#[derive(Debug, Clone)]
+pub struct Outputs {
+    /// The output folder.
+    pub folder: PathBuf,
+    /// The manifest.
+    pub manifest: Manifest,
+    /// Whether any file in the folder was written.
+    pub changed: bool,
+}
+
+/// A file as it was when Kiln put it there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Stamp {
+    content: Digest,
+    size: u64,
+    inode: u64,
+    modified: (i64, i64),
+}
+
+impl Stamp {
+    fn of(path: &Path, content: Digest) -> Option<Stamp> {
+        let meta = fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file)?;
+        let modified = (meta.mtime(), meta.mtime_nsec());
+        Some(Stamp { content, size: meta.len(), inode: meta.ino(), modified })
+    }
+}
+
+/// A format's file in the store.
+struct Made {
+    path: PathBuf,
+    /// What tells its content: the disk's blocks for raw, SHA-256 else.
+    content: Digest,
+    sha256: Digest,
+}
+
+impl Session<'_> {
+    pub(super) fn output(
+        &self,
+        locked: &Locked,
+        disk: &BakedDisk,
+        request: &BuildRequest,
+    ) -> Result<Outputs, BakeError> {
+        let system = locked.profile.system();
+        let folder = request.out.clone().unwrap_or_else(|| Path::new("out").join(&system.name));
+        fs::create_dir_all(&folder).map_err(FileError::at("can't make the folder", &folder))?;
+        let _lock = self.store.lock_name(&folder.to_string_lossy(), &self.waiting("output"))?;
+        let mut stamps = read_stamps(&folder);
+        let (mut images, mut steps, mut timings, mut changed) =
+            (Vec::new(), disk.steps.clone(), disk.timings.clone(), false);
+        for &format in &request.formats {
+            let (made, step, seconds) = self.made(disk, format)?;
+            steps.push(step);
+            timings.extend(seconds.map(|s| (format.extension().to_owned(), s)));
+            let file = format!("{}.{}", system.name, format.extension());
+            let target = folder.join(&file);
+            if stamps.get(&file).is_none_or(|s| Stamp::of(&target, made.content).as_ref() != Some(s)) {
+                place(&made.path, &target)?;
+                changed = true;
+            }
+            stamps.extend(Stamp::of(&target, made.content).map(|s| (file.clone(), s)));
+            let size = fs::metadata(&target).map_err(FileError::at("can't read", &target))?.len();
+            images.push(ImageFile { format, file, size, sha256: made.sha256 });
+        }
+        write_json(&folder.join(STAMP), &stamps)?;
+        let manifest = manifest(locked, disk, images, timings);
+        write_json(&folder.join(MANIFEST), &manifest)?;
+        self.store.add_root(&Root {
+            name: system.name.clone(),
+            out: folder.clone(),
+            steps: steps.iter().map(Inputs::key).collect(),
+            digests: package_digests(locked),
+        })?;
+        Ok(Outputs { folder, manifest, changed })
+    }
+
+    /// The disk in one format, as a file of the store; the step that made it, and the seconds that it took.
+    fn made(&self, disk: &BakedDisk, format: Format) -> Result<(Made, Inputs, Option<f64>), BakeError> {
+        let inputs = Inputs::new(format.extension(), 1)
+            .with("code", env!("KILN_CODE_EXPORT"))
+            .with("disk", disk.image.blocks);
+        let result =
+            self.store.step(&inputs, &self.waiting(format.extension()), || self.make(disk, format))?;
+        let seconds = result.facts.get("seconds").and_then(serde_json::Value::as_f64);
+        let wrong = |why: &str| BakeError::Kept { what: "image", why: why.to_owned() };
+        let made = match format {
+            Format::Raw => {
+                let sha256 = result.facts.get("sha256").and_then(|v| v.as_str()).and_then(|v| v.parse().ok());
+                let sha256 = sha256.ok_or_else(|| wrong("it has no digest"))?;
+                Made { path: disk.image.path.clone(), content: disk.image.blocks, sha256 }
+            }
+            Format::Qcow2 => {
+                let blob = result.output("file").ok_or_else(|| wrong("it has no file"))?;
+                Made { path: self.store.blob_path(&blob), content: blob, sha256: blob }
+            }
+        };
+        Ok((made, inputs, seconds))
+    }
+
+    fn make(&self, disk: &BakedDisk, format: Format) -> Result<StepResult, BakeError> {
+        let started = Instant::now();
+        let mut result = StepResult::default();
+        let raw = open_image(self.store, &disk.image)?;
+        match format {
+            Format::Raw => {
+                let _task = self.watch.task("hashing", &format!("a disk of {}", disk.image.size), 0);
+                let sha256 =
+                    crate::image::sha256(&raw).map_err(FileError::at("can't read", &disk.image.path))?;
+                result.facts.insert("sha256".into(), sha256.to_string().into());
+                result.outputs.insert("image".into(), disk.image.blocks);
+            }
+            Format::Qcow2 => {
+                let _task = self.watch.task("compressing", "qcow2", 0);
+                let scratch = self.store.scratch("qcow2")?;
+                let path = scratch.path().join("disk.qcow2");
+                export::qcow2(&disk.image.path, &path, Compression::default())?;
+                let file = File::open(&path).map_err(FileError::at("can't read", &path))?;
+                let (digest, _) = Digest::of_reader(file).map_err(FileError::at("can't read", &path))?;
+                self.store.adopt(&path, &digest)?;
+                result.outputs.insert("file".into(), digest);
+            }
+        }
+        result.facts.insert("seconds".into(), started.elapsed().as_secs_f64().into());
+        Ok(result)
+    }
+}
+
+fn manifest(
+    locked: &Locked,
+    disk: &BakedDisk,
+    images: Vec<ImageFile>,
+    timings: BTreeMap<String, f64>,
+) -> Manifest {
+    let system = locked.profile.system();
+    let packages = locked.lock.packages.iter().map(|p| ManifestPackage {
+        name: p.name.clone(),
+        version: p.version.clone(),
+        arch: p.arch.clone(),
+        sha256: p.sha256,
+    });
+    Manifest {
+        kiln: env!("CARGO_PKG_VERSION").to_owned(),
+        name: system.name.clone(),
+        version: system.version.clone(),
+        arch: system.arch.to_string(),
+        epoch: locked.epoch(),
+        lock: Digest::of(locked.lock.print().as_bytes()),
+        blocks: disk.image.blocks,
+        size: disk.image.size.0,
+        images,
+        layout: disk.layout.clone(),
+        packages: packages.collect(),
+        timings,
+    }
+}
+
+/// Copies a file of the store to the output folder, under a temporary name first. The store's own file must not be
+/// linked: a machine that is run from the output would change it.
+fn place(from: &Path, target: &Path) -> Result<(), BakeError> {
+    let folder = target.parent().unwrap_or(Path::new("."));
+    let wrong = || FileError::at("can't write", target);
+    let source = File::open(from).map_err(FileError::at("can't read", from))?;
+    let copy = tempfile::Builder::new().prefix(".kiln-").tempfile_in(folder).map_err(wrong())?;
+    copy_sparse(&source, copy.as_file()).map_err(wrong())?;
+    crate::host::fs::set_mode_by_umask(copy.as_file()).map_err(wrong())?;
+    copy.persist(target).map_err(|e| wrong()(e.error))?;
+    Ok(())
+}
+
+fn read_stamps(folder: &Path) -> BTreeMap<String, Stamp> {
+    let bytes = fs::read(folder.join(STAMP)).unwrap_or_default();
+    serde_json::from_slice(&bytes).unwrap_or_default()
+}
+
+/// Writes `value` unless the file says just that already.
+fn write_json(path: &Path, value: &impl Serialize) -> Result<(), BakeError> {
+    let json = serde_json::to_string_pretty(value).map_err(std::io::Error::other);
+    let json = json.map_err(FileError::at("can't write", path))? + "\n";
+    if fs::read(path).is_ok_and(|old| old == json.as_bytes()) {
+        return Ok(());
+    }
+    Ok(write_atomically(path, json.as_bytes())?)
+}

@@ -1,0 +1,71 @@
+//! `kiln lock PROFILE`: resolves the profile against its archives and writes `NAME.lock` beside it.
+
+use serde_json::json;
+
+use super::Context;
+use super::report::Failure;
+use super::session::ProfileArgs;
+use crate::bake::{LockUpdate, Update};
+use crate::lock::PackageDiff;
+
+/// Arguments of `kiln lock`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    profile: ProfileArgs,
+    /// Take what the archives have now: of these packages and what they need, or of all when none is named.
+    /// Without it only what the profile newly asks for is resolved; the rest stays as it is locked.
+    #[arg(long, value_name = "PACKAGE", num_args = 0..)]
+    update: Option<Vec<String>>,
+}
+
+/// Locks, and prints what changed.
+///
+/// # Errors
+/// When an archive can't be had or trusted, or the packages can't be resolved.
+pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
+    let update = match &args.update {
+        None => Update::Needed,
+        Some(names) if names.is_empty() => Update::All,
+        Some(names) => Update::Packages(names.clone()),
+    };
+    let request = args.profile.request(cx);
+    let update = args
+        .profile
+        .in_session(cx, |session| Ok(session.update_lock(session.evaluate(&request)?, &update)?))?;
+    cx.print(&machine(&update), || describe(&update))
+}
+
+fn describe(update: &LockUpdate) -> String {
+    let path = update.path.display();
+    let count = update.locked.lock.packages.len();
+    if update.first {
+        return format!("{path}: {count} packages\n");
+    }
+    if update.changes.is_empty() {
+        return format!("{path}: {count} packages, nothing changed\n");
+    }
+    format!("{}{path}: {count} packages\n", update.changes)
+}
+
+fn machine(update: &LockUpdate) -> serde_json::Value {
+    let set = |diff: &PackageDiff| {
+        let changed = diff.changed.iter().map(|c| json!({ "name": c.name, "old": c.old, "new": c.new }));
+        let named = |list: &[(String, String)]| -> Vec<_> {
+            list.iter().map(|(name, version)| json!({ "name": name, "version": version })).collect()
+        };
+        json!({
+            "added": named(&diff.added), "removed": named(&diff.removed), "changed": changed.collect::<Vec<_>>(),
+        })
+    };
+    json!({
+        "lock": update.path,
+        "first": update.first,
+        "packages": update.locked.lock.packages.len(),
+        "changes": {
+            "packages": set(&update.changes.packages),
+            "tools": set(&update.changes.tools),
+            "vm_tools": set(&update.changes.vm_tools),
+        },
+    })
+}

@@ -1,0 +1,113 @@
+//! What the verbs that work on a profile share: the profile, where bytes come from, the session of phases.
+
+use std::path::PathBuf;
+
+use super::eval::Overrides;
+use super::report::{Failure, Status};
+use super::{Context, store};
+use crate::bake::{Advance, BakeError, Session, Watch};
+use crate::fetch::Mirrors;
+use crate::profile::EvalRequest;
+use crate::store::Store;
+
+/// A profile and where its packages come from.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ProfileArgs {
+    /// The profile: a Nickel, TOML, YAML or JSON file
+    #[arg(value_name = "PROFILE")]
+    pub profile: PathBuf,
+    #[command(flatten)]
+    overrides: Overrides,
+    #[command(flatten)]
+    transport: TransportArgs,
+}
+
+/// Where packages come from.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct TransportArgs {
+    /// Try this mirror first, for all archives or for one, as in debian=http://localhost/debian
+    #[arg(long = "mirror", value_name = "[ARCHIVE=]URL")]
+    mirrors: Vec<String>,
+    /// Fetch nothing: everything must be in the store
+    #[arg(long)]
+    offline: bool,
+}
+
+impl ProfileArgs {
+    /// A profile with nothing changed.
+    #[must_use]
+    pub fn plain(profile: PathBuf) -> ProfileArgs {
+        ProfileArgs { profile, overrides: Overrides::default(), transport: TransportArgs::default() }
+    }
+
+    /// The profile with its overrides, to be evaluated.
+    #[must_use]
+    pub fn request(&self, cx: &Context) -> EvalRequest {
+        self.overrides.request(&self.profile, cx)
+    }
+
+    /// Runs `work` in a session with the store open.
+    ///
+    /// # Errors
+    /// Those of opening the store and of `work`.
+    pub fn in_session<T>(
+        &self,
+        cx: &Context,
+        work: impl FnOnce(&Session<'_>) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let store: Store = store::open(cx)?;
+        let mirrors = Mirrors::of_host(&self.transport.mirrors).map_err(BakeError::from)?;
+        work(&Session { store: &store, mirrors, offline: self.transport.offline, watch: &cx.progress })
+    }
+}
+
+impl Watch for super::progress::Progress {
+    fn say(&self, what: &str, text: &str) {
+        super::progress::Progress::say(self, what, text);
+    }
+
+    fn task<'a>(&'a self, what: &str, text: &str, total: u64) -> Box<dyn Advance + 'a> {
+        Box::new(super::progress::Progress::task(self, what, text, total))
+    }
+}
+
+impl Advance for super::progress::Task {
+    fn at(&self, done: u64, text: &str) {
+        super::progress::Task::at(self, done, text);
+    }
+}
+
+impl From<BakeError> for Failure {
+    fn from(error: BakeError) -> Failure {
+        let usage = |kind, error: &BakeError| Failure::of(kind, error).status(Status::Usage);
+        match error {
+            BakeError::Profile(error) => error.into(),
+            BakeError::Store(error) => error.into(),
+            BakeError::File(error) => error.into(),
+            BakeError::Interrupted(error) => error.into(),
+            BakeError::Stale { ref path, .. } => {
+                let profile = path.with_extension("ncl");
+                let failure = usage("lock-stale", &error);
+                failure.hint(format!("`kiln lock {}` locks what the profile asks for now", profile.display()))
+            }
+            BakeError::NoLock { .. } => usage("lock-missing", &error).hint("`kiln lock PROFILE` makes it"),
+            BakeError::Lock(_) => usage("lock", &error),
+            BakeError::Resolve(_) => usage("resolve", &error),
+            BakeError::Rootfs(_) => usage("rootfs", &error),
+            BakeError::Boot(_) => usage("boot", &error),
+            BakeError::Layout(_) => usage("layout", &error),
+            BakeError::LocalDeb { .. } | BakeError::LocalChanged { .. } => usage("local-deb", &error),
+            BakeError::Mirrors(_) => usage("mirrors", &error),
+            BakeError::Tools(_) => Failure::of("resolve-tools", &error),
+            BakeError::Archive(_) => Failure::of("archive", &error),
+            BakeError::Fetch(_) => Failure::of("fetch", &error),
+            BakeError::Offline { .. } => Failure::of("offline", &error).hint("run it once without --offline"),
+            BakeError::Sandbox(_) => {
+                Failure::of("sandbox", &error).hint("`kiln doctor` says what this host allows")
+            }
+            BakeError::Image(_) => Failure::of("image", &error),
+            BakeError::Export(_) => Failure::of("export", &error),
+            BakeError::Kept { .. } => Failure::of("store", &error),
+        }
+    }
+}
