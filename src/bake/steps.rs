@@ -234,7 +234,7 @@ impl Session<'_> {
         if let Some(pack) = &installed.pack {
             self.store.adopt(&pack.path, &pack.digest)?;
         }
-        Ok(rootfs::seal(installed.tree, self.store, written, epoch))
+        Ok(rootfs::seal(installed.tree, self.store, written, epoch)?)
     }
 
     /// A tree and its layout → an image in the store.
