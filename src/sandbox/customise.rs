@@ -73,6 +73,8 @@ pub(super) fn run(
     let outputs = Outputs::open(scratch)?;
     let runner = Runner::new(outputs.log.try_clone().doing("opening the log")?, job.epoch);
     let host = scratch.join(ROOT);
+    let bytes: u64 = tree.iter().map(|(_, node)| size(node)).sum();
+    let in_memory = mounts::prepare(&host, bytes + bytes / 4 + (256 << 20))?;
     materialise(&tree, &Inherited(open), &Root::open(&host).doing("opening the scratch tree")?)?;
     clock.lap("materialise");
     let started = now();
@@ -87,7 +89,8 @@ pub(super) fn run(
     }
     clock.lap("run");
     let known = known_contents(&tree);
-    hand_over(&Capture { epoch: job.epoch, worked: started..=now() + 1, known: &known }, outputs, &mut clock)
+    let capture = Capture { epoch: job.epoch, worked: started..=now() + 1, known: &known };
+    hand_over(&capture, in_memory, outputs, &mut clock)
 }
 
 fn run_script(runner: &Runner, script: &super::Script) -> Inner<()> {
@@ -102,6 +105,14 @@ fn run_script(runner: &Runner, script: &super::Script) -> Inner<()> {
     }
     let (script, status) = (format!("the script `{}`", script.name), ran.status());
     Err(Failure::Script { package: "the profile".to_owned(), script, status, tail: ran.tail })
+}
+
+/// What a node takes in memory.
+fn size(node: &Node) -> u64 {
+    match &node.kind {
+        Kind::File(content) => content.len().next_multiple_of(4096) + 1024,
+        _ => 1024,
+    }
 }
 
 /// Every content of a tree, to be found again by digest.

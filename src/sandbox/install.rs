@@ -65,12 +65,20 @@ impl Clock {
     }
 }
 
-/// Captures the tree that is the root now, tells it, and deletes it.
-pub(super) fn hand_over(capture: &Capture<'_>, mut outputs: Outputs, clock: &mut Clock) -> Inner<Outcome> {
+/// Captures the tree that is the root now, tells it, and deletes it unless it ends with its mount.
+pub(super) fn hand_over(
+    capture: &Capture<'_>,
+    in_memory: bool,
+    mut outputs: Outputs,
+    clock: &mut Clock,
+) -> Inner<Outcome> {
     mounts::uncover()?;
     let (tree, pack) = capture.run(Path::new("/"), &mut outputs.pack)?;
     outputs.dump.write_all(tree.dump().as_bytes()).doing("writing the tree")?;
     clock.lap("capture");
+    if in_memory {
+        return Ok(Outcome { pack, timings: std::mem::take(&mut clock.timings) });
+    }
     // Here, as what belongs to mapped users can't be deleted from outside.
     wipe::empty(Path::new("/")).doing("deleting the scratch tree")?;
     clock.lap("delete");
@@ -95,6 +103,7 @@ pub(super) fn run(job: &InstallJob, scratch: &Path, teller: &Teller) -> Inner<Ou
 
     // 1. Files, but for packages that divert others' files.
     let host = scratch.join(ROOT);
+    let in_memory = mounts::prepare(&host, unpacked_size(&packages))?;
     let outside = Root::open(&host).doing("opening the scratch tree")?;
     let mut unpacker = Unpacker::new(&outside, &packages, ranks(&order), teller);
     unpacker.unpack_early()?;
@@ -141,7 +150,15 @@ pub(super) fn run(job: &InstallJob, scratch: &Path, teller: &Teller) -> Inner<Ou
     clock.lap("wipe");
     teller.progress("capture", 0, 1, "");
     let known = HashMap::new();
-    hand_over(&Capture { epoch: job.epoch, worked: started..=now() + 1, known: &known }, outputs, &mut clock)
+    let capture = Capture { epoch: job.epoch, worked: started..=now() + 1, known: &known };
+    hand_over(&capture, in_memory, outputs, &mut clock)
+}
+
+/// What the packages say they take when installed, and as much as scripts usually add.
+fn unpacked_size(packages: &[Package]) -> u64 {
+    let kib = |p: &Package| p.control.field("Installed-Size").and_then(|v| v.parse::<u64>().ok());
+    let sum: u64 = packages.iter().map(|p| kib(p).unwrap_or(p.size >> 8).saturating_mul(1 << 10)).sum();
+    sum + sum / 4 + (256 << 20)
 }
 
 /// Refuses what can't become one tree.
@@ -359,5 +376,29 @@ impl Watch {
             self.lines.push(line.to_owned());
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failing_script_is_found_in_what_dpkg_prints() {
+        let mut watch = Watch::default();
+        for line in [
+            "Setting up good (1) ...",
+            "Setting up bad (2:1) ...",
+            "cannot frobnicate",
+            "dpkg: error processing package bad (--configure):",
+            " installed bad package post-installation script subprocess returned error exit status 3",
+            "Errors were encountered while processing:",
+        ] {
+            watch.see(line);
+        }
+        let (package, script, status) = ("bad".to_owned(), "postinst".to_owned(), "exit status 3".to_owned());
+        let tail = vec!["cannot frobnicate".to_owned()];
+        assert_eq!(watch.failure, Some(Failure::Script { package, script, status, tail }));
+        assert_eq!(watch.count, 2);
     }
 }

@@ -11,6 +11,7 @@ mod extract;
 mod fast;
 mod inner;
 mod install;
+mod memory;
 mod mounts;
 mod outer;
 mod remove;

@@ -442,3 +442,190 @@ impl Control {
             .ok_or_else(|| DebError::Control(format!("has no field `{name}`")))
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::io::{Cursor, Write};
+
+    /// An entry for [`data_tar`]: path, kind as tar writes it, target, bytes.
+    pub(crate) type Item<'a> = (&'a str, u8, &'a str, &'a [u8]);
+
+    pub(crate) fn tar_of(items: &[Item<'_>]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for (path, kind, target, bytes) in items {
+            let mut header = tar::Header::new_ustar();
+            // The crate's own setters refuse what a hostile archive would hold.
+            header.as_mut_bytes()[..path.len()].copy_from_slice(path.as_bytes());
+            header.as_mut_bytes()[157..157 + target.len()].copy_from_slice(target.as_bytes());
+            header.set_entry_type(tar::EntryType::new(*kind));
+            header.set_mode(0o644);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(1_700_000_000);
+            header.set_size(bytes.len() as u64);
+            header.set_cksum();
+            out.extend_from_slice(header.as_bytes());
+            out.extend_from_slice(bytes);
+            out.resize(out.len().next_multiple_of(512), 0);
+        }
+        out.resize(out.len() + 1024, 0);
+        out
+    }
+
+    fn member(out: &mut Vec<u8>, name: &str, bytes: &[u8]) {
+        write!(out, "{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`\n", 0, 0, 0, 100_644, bytes.len()).unwrap();
+        out.extend_from_slice(bytes);
+        if bytes.len() % 2 == 1 {
+            out.push(b'\n');
+        }
+    }
+
+    pub(crate) fn deb_of(control: (&str, Vec<u8>), data: (&str, Vec<u8>)) -> Vec<u8> {
+        let mut out = b"!<arch>\n".to_vec();
+        member(&mut out, "debian-binary", b"2.0\n");
+        member(&mut out, control.0, &control.1);
+        member(&mut out, data.0, &data.1);
+        out
+    }
+
+    const CONTROL: &[u8] =
+        b"Package: hello\nVersion: 1.0-1\nArchitecture: all\nDescription: greets\n and more\n";
+
+    fn control_tar() -> Vec<u8> {
+        tar_of(&[
+            ("./", b'5', "", b""),
+            ("./control", b'0', "", CONTROL),
+            ("./postinst", b'0', "", b"#!/bin/sh\n"),
+        ])
+    }
+
+    fn entries(deb: &[u8]) -> Result<Vec<(Entry, Vec<u8>)>, DebError> {
+        let mut out = Vec::new();
+        Deb::new(Cursor::new(deb))?.data(&mut |entry, reader: &mut dyn Read| -> Result<(), DebError> {
+            let mut bytes = Vec::new();
+            reader.read_to_end(&mut bytes)?;
+            out.push((entry, bytes));
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    fn xz(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 1);
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn every_compression_reads_the_same() {
+        let data = tar_of(&[
+            ("./", b'5', "", b""),
+            ("./usr/", b'5', "", b""),
+            ("./usr/hello", b'0', "", b"world"),
+            ("./usr/link", b'2', "/etc/../hello", b""),
+            ("./usr/hard", b'1', "./usr/hello", b""),
+        ]);
+        let plain = entries(&deb_of(("control.tar", control_tar()), ("data.tar", data.clone()))).unwrap();
+        assert_eq!(plain.len(), 5);
+        assert_eq!(plain[2].0.kind, EntryKind::File(5));
+        assert_eq!(plain[2].1, b"world");
+        assert_eq!(plain[3].0.kind, EntryKind::Symlink(b"/etc/../hello".to_vec()));
+        assert_eq!(plain[4].0.kind, EntryKind::HardLink(b"usr/hello".to_vec()));
+        let zstd = zstd::encode_all(data.as_slice(), 1).unwrap();
+        for (suffix, bytes) in [(".xz", xz(&data)), (".gz", gzip(&data)), (".zst", zstd)] {
+            let deb = deb_of(("control.tar.xz", xz(&control_tar())), (&format!("data.tar{suffix}"), bytes));
+            assert_eq!(entries(&deb).unwrap(), plain, "{suffix}");
+            let control = Deb::new(Cursor::new(&deb)).unwrap().control().unwrap();
+            assert_eq!(control.required("Version").unwrap(), "1.0-1");
+            assert_eq!(control.field("description").as_deref(), Some("greets\nand more"));
+            assert!(control.files["postinst"].bytes.starts_with(b"#!"));
+        }
+    }
+
+    #[test]
+    fn entries_that_lead_out_are_refused() {
+        for item in [
+            ("../evil", b'0', "", b"".as_slice()),
+            ("usr/../../evil", b'0', "", b""),
+            ("usr/hard", b'1', "../../etc/passwd", b""),
+            ("usr/nothing", b'2', "", b""),
+            ("./", b'0', "", b""),
+            ("two\nlines", b'0', "", b""),
+            ("strange", b'9', "", b""),
+        ] {
+            let deb = deb_of(("control.tar", control_tar()), ("data.tar", tar_of(&[item])));
+            assert!(matches!(entries(&deb), Err(DebError::Entry { .. })), "{item:?}");
+        }
+        let absolute =
+            deb_of(("control.tar", control_tar()), ("data.tar", tar_of(&[("/etc/x", b'0', "", b"")])));
+        assert_eq!(entries(&absolute).unwrap()[0].0.path, b"etc/x");
+    }
+
+    #[test]
+    fn control_parts_hold_plain_files_alone() {
+        for item in [
+            ("../x", b'0', "", b"".as_slice()),
+            ("sub/x", b'0', "", b""),
+            ("list", b'0', "", b""),
+            ("x", b'2', "y", b""),
+        ] {
+            let control = tar_of(&[("control", b'0', "", CONTROL), item]);
+            let deb = deb_of(("control.tar", control), ("data.tar", tar_of(&[])));
+            assert!(Deb::new(Cursor::new(deb)).unwrap().control().is_err(), "{item:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_package_says_so() {
+        let good = deb_of(("control.tar", control_tar()), ("data.tar", tar_of(&[])));
+        let mut version = good.clone();
+        version[68] = b'3';
+        let mut size = good.clone();
+        size[8 + 60 + 4 + 48..8 + 60 + 4 + 57].copy_from_slice(b"999999999");
+        let foreign = deb_of(("control.tar", control_tar()), ("data.tar.lz", vec![]));
+        for (bytes, words) in [
+            (b"".as_slice(), "too short"),
+            (b"not an archive", "ar archive"),
+            (&good[..64], "cut off"),
+            (&version, "version"),
+            (&size, "claims"),
+            (&foreign, "compressed"),
+        ] {
+            let error = Deb::new(Cursor::new(bytes)).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn damage_never_panics(flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8), cut: prop::sample::Index) {
+            let data = tar_of(&[("./usr/", b'5', "", b""), ("./usr/hello", b'0', "", b"world")]);
+            let mut deb = deb_of(("control.tar.xz", xz(&control_tar())), ("data.tar.gz", gzip(&data)));
+            for (at, byte) in flips {
+                let at = at.index(deb.len());
+                deb[at] = byte;
+            }
+            deb.truncate(cut.index(deb.len()) + deb.len() / 2);
+            let _ = entries(&deb);
+            let _ = Deb::new(Cursor::new(&deb)).and_then(|mut d| d.control());
+        }
+
+        #[test]
+        fn paths_stay_below_the_root(raw in proptest::collection::vec(prop_oneof![Just(b'/'), Just(b'.'), any::<u8>()], 0..40)) {
+            if let Ok(path) = safe_path(&raw) {
+                prop_assert!(path.split(|&b| b == b'/').all(|part| part != b".." && part != b"."));
+                prop_assert!(path.first() != Some(&b'/') && path.last() != Some(&b'/'));
+            }
+        }
+    }
+}

@@ -373,3 +373,83 @@ impl Ids {
         self.0.get(name).copied().unwrap_or(number)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::debian::deb::ControlFile;
+
+    fn control(files: &[(&str, &str)]) -> Control {
+        let file = |bytes: &str| ControlFile { bytes: bytes.as_bytes().to_vec(), mode: 0o755, mtime: 7 };
+        Control { files: files.iter().map(|(name, text)| ((*name).to_owned(), file(text))).collect() }
+    }
+
+    fn meta(name: &str, more: &str) -> Meta {
+        Meta::of(&control(&[(
+            "control",
+            &format!("Package: {name}\nVersion: 1\nArchitecture: amd64\n{more}"),
+        )]))
+        .unwrap()
+    }
+
+    #[test]
+    fn the_database_is_what_dpkg_would_have_written() {
+        let text = "Package: libx\nVersion: 1:2\nArchitecture: amd64\nMulti-Arch: same\nDescription: x\n";
+        let control = control(&[
+            ("control", text),
+            ("conffiles", "/etc/x\nremove-on-upgrade /etc/old\n"),
+            ("triggers", "# comment\ninterest /usr/share/x\ninterest-noawait x-named\nactivate ldconfig\n"),
+        ]);
+        let package = Unpacked {
+            meta: Meta::of(&control).unwrap(),
+            paths: vec![b"".to_vec(), b"etc".to_vec(), b"etc/x".to_vec()],
+            md5: [(b"etc/x".to_vec(), md5_hex(b"x\n"))].into(),
+            control,
+        };
+        let printed: Vec<String> = database(&[package], Arch::Amd64)
+            .iter()
+            .map(|f| format!("== {}\n{}", f.path, String::from_utf8_lossy(&f.bytes)))
+            .collect();
+        insta::assert_snapshot!(printed.join("\n"));
+    }
+
+    #[test]
+    fn essential_packages_come_first_with_all_they_need_providers_included() {
+        let packages = [
+            meta("zed", "Depends: libz | other"),
+            meta("base-files", "Essential: yes\nPre-Depends: awk\n"),
+            meta("mawk", "Provides: awk\nDepends: libc6 (>= 2)\n"),
+            meta("libc6", "Depends: libgcc-s1\n"),
+            meta("libgcc-s1", "Depends: libc6\n"),
+            meta("base-passwd", "Essential: yes\nDepends: libc6\n"),
+            meta("other", ""),
+        ];
+        let order = order(&packages);
+        let names = |which: &[usize]| which.iter().map(|&i| packages[i].name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&order.essential), ["base-passwd", "libgcc-s1", "libc6", "mawk", "base-files"]);
+        assert_eq!(names(&order.rest), ["other", "zed"]);
+    }
+
+    #[test]
+    fn names_that_would_be_paths_are_refused() {
+        for (name, arch) in [("../x", "amd64"), ("x/y", "amd64"), ("-x", "amd64"), ("x", "../y")] {
+            let text = format!("Package: {name}\nVersion: 1\nArchitecture: {arch}\n");
+            assert!(Meta::of(&control(&[("control", &text)])).is_err(), "{name} {arch}");
+        }
+    }
+
+    #[test]
+    fn diversions_and_ids_are_read() {
+        let read = diversions(b"/usr/bin/a\n/usr/bin/a.real\npkg\n/b\n/c\n:\n");
+        assert_eq!(read[b"usr/bin/a".as_slice()], (b"usr/bin/a.real".to_vec(), "pkg".to_owned()));
+        assert_eq!(read.len(), 2);
+        let ids = Ids::parse("root:*:0:0::/root:/bin/sh\nman:*:6:12::/:/\nbad\n");
+        assert_eq!((ids.of("man", 9), ids.of("else", 9)), (6, 9));
+    }
+
+    #[test]
+    fn automatic_packages_are_noted_once_and_sorted() {
+        let text = extended_states(["b", "a", "b"], Arch::Amd64);
+        assert_eq!(String::from_utf8(text).unwrap().matches("Auto-Installed: 1").count(), 2);
+    }
+}
