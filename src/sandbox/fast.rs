@@ -23,11 +23,13 @@ const NOTED: [(&str, &str); 3] = [
     ("depmod", "/usr/sbin/depmod"),
 ];
 
-/// Helpers that only make identity, which would be wiped anyway.
-const NEEDLESS: [&str; 2] = ["/usr/bin/ssh-keygen", "/usr/bin/systemd-machine-id-setup"];
+/// Helpers that only make identity, which would be wiped anyway; and the one that makes initrds, once for the kernel and
+/// again for every trigger, where once at the end is enough. `INITRD=No`, which kernel packages know, is not the same:
+/// with it they leave out the link /initrd.img.
+const NEEDLESS: [&str; 3] = ["/usr/bin/ssh-keygen", "/usr/bin/systemd-machine-id-setup", UPDATE_INITRAMFS];
 
-/// The hook by which kernel packages have initramfs-tools make their initrd.
-const INITRAMFS_HOOK: &str = "/etc/kernel/postinst.d/initramfs-tools";
+/// initramfs-tools' program.
+const UPDATE_INITRAMFS: &str = "/usr/sbin/update-initramfs";
 
 /// Into how many lists Python's files are split. Fixed, as what a compiler writes can depend on what it compiled before.
 const PYTHON_LISTS: u32 = 4;
@@ -47,9 +49,9 @@ pub(super) struct Stubs {
 
 impl Stubs {
     /// Puts stubs over the helpers that are there.
-    pub fn place(runner: &mut Runner) -> Inner<Stubs> {
+    pub fn place() -> Inner<Stubs> {
         fs::create_dir_all(format!("{DIR}/calls")).doing("making a folder for stubs")?;
-        let mut stubs = Stubs { bound: Vec::new(), initrd: Path::new(INITRAMFS_HOOK).exists() };
+        let mut stubs = Stubs { bound: Vec::new(), initrd: Path::new(UPDATE_INITRAMFS).exists() };
         for (name, path) in NOTED {
             // The hooks of certificates (Java's key store) run in the order that packages expect.
             if name == "update-ca-certificates" && has_entries(Path::new("/etc/ca-certificates/update.d")) {
@@ -75,9 +77,6 @@ impl Stubs {
                 )?;
             }
         }
-        if stubs.initrd {
-            runner.set("INITRD", "No");
-        }
         Ok(stubs)
     }
 
@@ -95,12 +94,10 @@ impl Stubs {
     }
 
     /// Takes the stubs away and makes up for what they left out. `started` is when the tree began to be worked on.
-    pub fn make_up(self, runner: &mut Runner, epoch: i64, started: i64) -> Inner<()> {
+    pub fn make_up(self, runner: &Runner, epoch: i64, started: i64) -> Inner<()> {
         for path in &self.bound {
             umount2(path, MntFlags::MNT_DETACH).doing("taking a stub away")?;
         }
-        runner.unset("INITRD");
-        let runner = &*runner;
         std::thread::scope(|scope| {
             let kernel = scope.spawn(|| kernel(runner, self.initrd));
             let rest = certificates(runner).and_then(|()| python(runner, epoch, started));

@@ -90,7 +90,7 @@ pub(super) fn run(job: &InstallJob, scratch: &Path, teller: &Teller) -> Inner<Ou
     let started = now() - 1;
     let mut clock = Clock::new();
     let outputs = Outputs::open(scratch)?;
-    let mut runner = Runner::new(outputs.log.try_clone().doing("opening the log")?, job.epoch);
+    let runner = Runner::new(outputs.log.try_clone().doing("opening the log")?, job.epoch);
     let paths: Vec<PathBuf> = job.packages.iter().map(|p| p.path.clone()).collect();
     let mut packages = read_all(&paths)?;
     check(&packages, job)?;
@@ -122,7 +122,7 @@ pub(super) fn run(job: &InstallJob, scratch: &Path, teller: &Teller) -> Inner<Ou
     mounts::enter(&host)?;
     let inside = Root::open(Path::new("/")).doing("opening the tree")?;
     let policy = Policy::place()?;
-    let stubs = Stubs::place(&mut runner)?;
+    let stubs = Stubs::place()?;
     let configure = Configure { runner: &runner, packages: &packages, teller, total: packages.len() as u64 };
     // 3. and 4. The essential packages.
     configure.preinst(&order.essential)?;
@@ -141,7 +141,7 @@ pub(super) fn run(job: &InstallJob, scratch: &Path, teller: &Teller) -> Inner<Ou
     clock.lap("preinst");
     configure.dpkg(&["--configure", "-a"])?;
     clock.lap("configure");
-    stubs.make_up(&mut runner, job.epoch, started)?;
+    stubs.make_up(&runner, job.epoch, started)?;
     clock.lap("batch");
     // 6. What nobody asked for.
     extended_states(job, &packages)?;

@@ -32,7 +32,6 @@ const ENVIRONMENT: [(&str, &str); 10] = [
 pub(super) struct Runner {
     log: Mutex<File>,
     epoch: i64,
-    extra: Vec<(String, String)>,
 }
 
 /// How a program ended.
@@ -50,17 +49,7 @@ impl Ran {
 
 impl Runner {
     pub fn new(log: File, epoch: i64) -> Runner {
-        Runner { log: Mutex::new(log), epoch, extra: Vec::new() }
-    }
-
-    /// Sets a variable for all that runs from now on.
-    pub fn set(&mut self, name: &str, value: &str) {
-        self.extra.push((name.to_owned(), value.to_owned()));
-    }
-
-    /// Takes it away again.
-    pub fn unset(&mut self, name: &str) {
-        self.extra.retain(|(known, _)| known != name);
+        Runner { log: Mutex::new(log), epoch }
     }
 
     /// A program with the fixed environment.
@@ -71,7 +60,6 @@ impl Runner {
             .envs(ENVIRONMENT)
             .env("SOURCE_DATE_EPOCH", self.epoch.to_string())
             .current_dir("/");
-        command.envs(self.extra.iter().map(|(name, value)| (name, value)));
         command
     }
 
