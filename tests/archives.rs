@@ -22,7 +22,10 @@ use kiln::fetch::{Environment, Mirrors, Options, Remote};
 use kiln::package::LockedRelease;
 use kiln::source::debian::archive::{ArchiveError, Updater};
 use kiln::source::debian::index::IndexFile;
+use kiln::source::debian::release::Release;
+use kiln::source::debian::signature::Keyring;
 use kiln::system::Source;
+use proptest::prelude::*;
 
 use crate::server::{Reply, Server};
 
@@ -171,6 +174,11 @@ impl TestArchive {
         self
     }
 
+    fn write_signed(&self, text: &str) {
+        let signed = self.key.clearsign(text, self.signed_at, self.hash);
+        fs::write(self.suite().join("InRelease"), signed).unwrap();
+    }
+
     fn write_files(&self) {
         fs::create_dir_all(self.suite()).unwrap();
         for (path, bytes) in &self.files {
@@ -309,6 +317,63 @@ fn a_detached_signature_does_as_well() {
 }
 
 #[test]
+fn packages_for_all_architectures_may_have_an_index_of_their_own() {
+    let mut archive = TestArchive::new().set("Architectures", "all amd64");
+    archive.files.insert("main/binary-all/Packages.xz".to_owned(), xz("Package: doc\n\n"));
+    let (_, indexes) = archive.write().update().unwrap();
+    assert_eq!(indexes.iter().map(|i| i.arch.as_str()).collect::<Vec<_>>(), ["amd64", "all"]);
+    assert_eq!(indexes[1].text, "Package: doc\n\n");
+
+    // Debian has the index as well, and says that it is not to be used.
+    archive.fields.push(("No-Support-for-Architecture-all", "Packages".to_owned()));
+    assert_eq!(archive.write().update().unwrap().1.len(), 1);
+}
+
+#[test]
+fn a_flat_repository_is_a_path() {
+    let archive = TestArchive::new();
+    let root = archive.folder.path().join("debian/sub");
+    fs::create_dir_all(&root).unwrap();
+    fs::write(root.join("Packages"), PACKAGES).unwrap();
+    let (digest, size) = (Digest::of(PACKAGES.as_bytes()), PACKAGES.len());
+    let text = format!("Date: {}\nSHA256:\n {digest} {size} Packages\n", rfc5322(NOW));
+    fs::write(root.join("InRelease"), archive.key.clearsign(&text, NOW, HashAlgorithm::SHA512)).unwrap();
+    let base = archive.folder.path().join("debian").display().to_string();
+    for (mirror, suite) in
+        [(base.clone(), "sub/"), (format!("{base}/sub"), "./"), (format!("{base}/sub"), "/")]
+    {
+        let source = Source { suite: suite.into(), components: Vec::new(), ..archive.source() };
+        let updated = archive.update_from(&source, &[mirror], &[]);
+        match suite {
+            "/" => assert!(updated.is_err(), "a path from the root is no suite"),
+            _ => assert_eq!(updated.unwrap().1[0].text, PACKAGES, "{suite}"),
+        }
+    }
+}
+
+#[test]
+fn no_change_of_a_signed_file_changes_what_is_read() {
+    let archive = TestArchive::new();
+    let signed = archive.key.clearsign(&archive.text(), NOW, HashAlgorithm::SHA256);
+    let mut keyring = Keyring::default();
+    keyring.add("key", &archive.key.public()).unwrap();
+    let good = Release::from_inrelease(&signed, &keyring, NOW).unwrap();
+    proptest!(|(at in 0..signed.len(), cut in 0..3_usize, put in proptest::collection::vec(any::<u8>(), 0..4))| {
+        let mut changed = signed.clone();
+        changed.splice(at..(at + cut).min(signed.len()), put);
+        if let Ok(mut read) = Release::from_inrelease(&changed, &keyring, NOW) {
+            // White space at the end of a line and the armour's own lines are not signed.
+            read.digest = good.digest;
+            prop_assert_eq!(&read, &good);
+        }
+    });
+    proptest!(|(bytes in proptest::collection::vec(any::<u8>(), 0..200))| {
+        let _ = Keyring::default().add("key", &bytes);
+        let _ = Release::from_detached(b"Date: x", &bytes, &keyring, NOW);
+    });
+}
+
+#[test]
 fn a_lock_made_again_fetches_only_the_signed_file() {
     let archive = TestArchive::new();
     archive.write();
@@ -394,6 +459,15 @@ fn releases_that_are_not_what_was_asked_for() {
     insta::assert_snapshot!("wrong_archive__older", archive.told(&error));
 }
 
+/// Expects a refusal of a well signed text.
+#[track_caller]
+fn refused_text(name: &str, change: impl Fn(&str) -> String) {
+    let archive = TestArchive::new();
+    archive.write_files();
+    archive.write_signed(&change(&archive.text()));
+    refused(name, &archive);
+}
+
 #[test]
 fn releases_that_are_not_well_formed() {
     let weak = |text: &str| text.replace("SHA256:", "MD5Sum:");
@@ -401,20 +475,11 @@ fn releases_that_are_not_well_formed() {
     let second = |text: &str| format!("{text}\nOrigin: Second\n");
     let twice = |text: &str| format!("{text}Origin: Again\n");
     let nothing = |_: &str| String::new();
-    let cases: [(&str, &dyn Fn(&str) -> String); 5] = [
-        ("weak_digests", &weak),
-        ("bad_table", &table),
-        ("second_paragraph", &second),
-        ("field_twice", &twice),
-        ("empty", &nothing),
-    ];
-    for (name, change) in cases {
-        let archive = TestArchive::new();
-        archive.write_files();
-        let signed = archive.key.clearsign(&change(&archive.text()), NOW, HashAlgorithm::SHA256);
-        fs::write(archive.suite().join("InRelease"), signed).unwrap();
-        refused(name, &archive);
-    }
+    refused_text("weak_digests", weak);
+    refused_text("bad_table", table);
+    refused_text("second_paragraph", second);
+    refused_text("field_twice", twice);
+    refused_text("empty", nothing);
 }
 
 #[test]

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use kiln::digest::Digest;
 use kiln::fetch::{Download, FetchError, Options, Progress, download};
+use kiln::host::interrupt;
+use proptest::prelude::*;
 
 use crate::server::{Reply, Request, Server};
 
@@ -252,4 +254,117 @@ fn an_unwritable_folder_is_named() {
     let item = Download { partial: file.join("partial"), ..wanted(folder.path(), b"x", &[]) };
     let error = run(&item).unwrap_err().to_string();
     assert!(error.contains(&file.display().to_string()), "{error}");
+}
+
+#[test]
+fn two_that_want_the_same_file_share_it() {
+    let content = bytes(200_000);
+    let served = content.clone();
+    let server = Server::start(move |request, _| {
+        std::thread::sleep(Duration::from_millis(200));
+        Reply::of(&served, request)
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let item = wanted(folder.path(), &content, &[format!("{}/x", server.url)]);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| run(&item).unwrap());
+        }
+    });
+    assert_eq!(fs::read(&item.target).unwrap(), content);
+    assert_eq!(server.requests().len(), 1);
+}
+
+#[test]
+fn a_target_of_the_wrong_size_is_fetched_again() {
+    let content = bytes(9000);
+    let served = content.clone();
+    let server = Server::start(move |request, _| Reply::of(&served, request));
+    let folder = tempfile::tempdir().unwrap();
+    let item = wanted(folder.path(), &content, &[format!("{}/x", server.url)]);
+    fs::write(&item.target, &content[..4000]).unwrap();
+    run(&item).unwrap();
+    assert_eq!(fs::read(&item.target).unwrap(), content);
+}
+
+/// What a server may do to one request.
+fn any_reply() -> impl Strategy<Value = (u8, usize)> {
+    (0..7_u8, 0..40_000_usize)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Whatever servers do and earlier runs left, the file is right or not there.
+    #[test]
+    fn no_server_can_make_a_wrong_file(
+        replies in proptest::collection::vec(any_reply(), 0..12),
+        left in proptest::option::of((0..40_000_usize, any::<bool>())),
+    ) {
+        let content = bytes(30_000);
+        let served = content.clone();
+        let server = Server::start(move |request, count| {
+            let Some(&(kind, n)) = replies.get(count) else { return Reply::of(&served, request) };
+            let good = Reply::of(&served, request);
+            match kind {
+                0 => good.cut(n),
+                1 => Reply::status(500),
+                2 => Reply::whole(&served).cut(n),
+                3 => Reply { body: vec![3; good.body.len()], ..good },
+                4 => Reply { content_range: Some(format!("bytes {n}-{}/30000", n + 1)), ..good },
+                5 => Reply::whole(&bytes(n)),
+                _ => Reply::status([404, 416, 206, 429][n % 4]),
+            }
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let item = wanted(folder.path(), &content, &[format!("{}/x", server.url)]);
+        if let Some((len, right)) = left {
+            let wrong = vec![1; len];
+            fs::write(&item.partial, if right { &content[..len.min(30_000)] } else { &wrong[..] }).unwrap();
+        }
+        match run(&item) {
+            Ok(()) => prop_assert_eq!(fs::read(&item.target).unwrap(), content.clone()),
+            Err(_) => prop_assert!(!item.target.exists()),
+        }
+        // In the end the server behaves, and nothing of what was before stands in the way.
+        for _ in 0..12 {
+            if run(&item).is_ok() { break }
+        }
+        prop_assert_eq!(fs::read(&item.target).unwrap(), content);
+    }
+}
+
+#[test]
+fn ctrl_c_does_not_wait_for_a_silent_server() {
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "downloads::interrupted", "--ignored", "--nocapture"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+/// No test by itself: the signal reaches the whole process.
+#[test]
+#[ignore = "run by another test in a process of its own"]
+fn interrupted() {
+    interrupt::install().unwrap();
+    let content = bytes(50_000);
+    let served = content.clone();
+    let server = Server::start(move |request, count| {
+        if count > 0 {
+            std::thread::sleep(Duration::from_secs(30));
+        }
+        Reply::of(&served, request).cut(20_000)
+    });
+    std::thread::spawn(|| {
+        std::thread::sleep(Duration::from_millis(600));
+        nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM).unwrap();
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let item = wanted(folder.path(), &content, &[format!("{}/x", server.url)]);
+    let start = std::time::Instant::now();
+    assert!(matches!(run(&item), Err(FetchError::Interrupted(_))));
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert_eq!(fs::read(&item.partial).unwrap(), &content[..20_000]);
 }

@@ -165,13 +165,7 @@ pub fn download(mut downloads: Vec<Download>, options: &Options) -> Result<(), F
         stop: AtomicBool::new(false),
         bytes: AtomicU64::new(0),
     });
-    let (sender, receiver) = mpsc::channel();
-    for _ in 0..jobs {
-        let (shared, sender) = (Arc::clone(&shared), sender.clone());
-        // Not scoped: a thread that waits for a silent server must not hold up the user's Ctrl-C.
-        std::thread::spawn(move || shared.work(&sender));
-    }
-    drop(sender);
+    let receiver = start(&shared, jobs);
     let report = |files_done| {
         let bytes_done = shared.bytes.load(Ordering::Relaxed);
         if let Some(progress) = options.progress {
@@ -197,6 +191,17 @@ pub fn download(mut downloads: Vec<Download>, options: &Options) -> Result<(), F
     }
     report(files_done);
     outcome(failures)
+}
+
+/// Starts the workers, which send what became of each file. They are not scoped: one that waits for a silent server must
+/// not hold up the user's Ctrl-C.
+fn start(shared: &Arc<Shared>, jobs: usize) -> mpsc::Receiver<Result<(), FetchError>> {
+    let (sender, receiver) = mpsc::channel();
+    for _ in 0..jobs {
+        let (shared, sender) = (Arc::clone(shared), sender.clone());
+        std::thread::spawn(move || shared.work(&sender));
+    }
+    receiver
 }
 
 /// Of several errors the one to tell: a full disk explains more than what it caused.
@@ -263,7 +268,7 @@ impl Shared {
             if index == item.urls.len() && !attempts.iter().any(|a: &Attempt| a.gone) {
                 break;
             }
-            match self.from_url(item, &mut partial, url) {
+            match self.try_url(item, &mut partial, url) {
                 Ok(()) => return partial.finish(item),
                 Err(Trouble::Stop(error)) => return Err(error),
                 Err(Trouble::Attempt(attempt)) => attempts.push(attempt),
@@ -275,7 +280,7 @@ impl Shared {
     }
 
     /// Brings the whole file from one URL and verifies it.
-    fn from_url(&self, item: &Download, partial: &mut Partial, url: &str) -> Result<(), Trouble> {
+    fn try_url(&self, item: &Download, partial: &mut Partial, url: &str) -> Result<(), Trouble> {
         let failed =
             |reason: String, gone: bool| Trouble::Attempt(Attempt { url: url.to_owned(), reason, gone });
         if self.client.is_unreachable(url) {

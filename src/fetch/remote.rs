@@ -118,7 +118,7 @@ impl Transport for Remote<'_> {
     fn listed(&self, wanted: &[Wanted]) -> Result<Vec<Vec<u8>>, TransportError> {
         let mut bytes: Vec<Option<Vec<u8>>> = Vec::new();
         for want in wanted {
-            bytes.push(self.from_kept(&want.listed.sha256)?);
+            bytes.push(self.read_kept(&want.listed.sha256)?);
         }
         let mut downloads: Vec<Download> = Vec::new();
         for (want, _) in wanted.iter().zip(&bytes).filter(|(_, bytes)| bytes.is_none()) {
@@ -140,7 +140,7 @@ impl Transport for Remote<'_> {
 
 impl Remote<'_> {
     /// A kept file, if it is there and undamaged. A damaged one is removed.
-    fn from_kept(&self, digest: &Digest) -> Result<Option<Vec<u8>>, TransportError> {
+    fn read_kept(&self, digest: &Digest) -> Result<Option<Vec<u8>>, TransportError> {
         let path = (self.kept)(digest);
         match fs::read(&path) {
             Ok(bytes) if Digest::of(&bytes) == *digest => Ok(Some(bytes)),
