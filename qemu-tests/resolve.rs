@@ -96,7 +96,10 @@ fn chooses_what_apt_chooses() {
             None => {
                 eprintln!("same: {set} ({recommends}), {} packages, {elapsed:?}", ours.map_or(0, |o| o.len()))
             }
-            Some(difference) => differing.push(format!("{set} (recommends: {recommends})\n{difference}")),
+            Some(difference) => {
+                eprintln!("DIFFERS: {set} ({recommends})\n{difference}");
+                differing.push(format!("{set} (recommends: {recommends})\n{difference}"))
+            }
         }
     }
     assert!(differing.is_empty(), "{} sets differ:\n{}", differing.len(), differing.join("\n"));
@@ -173,7 +176,8 @@ impl Apt {
                 "Dir \"{dir}\";\nDir::Etc \"etc/apt\";\nDir::State \"{dir}\";\nDir::State::status \"{dir}/status\";\n\
                  Dir::Cache \"cache\";\nDir::Bin::methods \"/usr/lib/apt/methods\";\nAPT::Architecture \"amd64\";\n\
                  APT::Architectures {{ \"amd64\"; }};\nAcquire::Languages \"none\";\nAPT::Sandbox::User \"root\";\n\
-                 APT::Install-Suggests \"false\";\nAcquire::GzipIndexes \"false\";\n"
+                 APT::Install-Suggests \"false\";\n\
+                 pkgCacheGen::ForceEssential \"dpkg\";\nAcquire::GzipIndexes \"false\";\n"
             ),
         )
         .unwrap();

@@ -131,6 +131,22 @@ impl NameId {
     }
 }
 
+/// How important a package is for a usual system.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// Needed for the system to work.
+    Required,
+    /// Expected on any Unix-like system.
+    Important,
+    /// Makes a small usual system.
+    Standard,
+    /// All others.
+    Optional,
+    /// The deprecated lowest one, and whatever else is stated.
+    #[default]
+    Extra,
+}
+
 /// One version of a package.
 #[derive(Debug, Clone)]
 pub struct Entry<'a> {
@@ -140,6 +156,12 @@ pub struct Entry<'a> {
     pub version: &'a str,
     /// Whether `Multi-Arch: allowed` lets `name:any` mean it.
     pub any: bool,
+    /// `Essential: yes`
+    pub essential: bool,
+    /// `Important: yes` or `Protected: yes`: not to be removed lightly.
+    pub important: bool,
+    /// `Priority`, the most important first (Debian Policy 2.5).
+    pub priority: Priority,
     first: Place<'a>,
     /// Further indexes that have the very same package.
     others: Vec<Place<'a>>,
@@ -188,6 +210,9 @@ struct Head<'a> {
     arch: &'a str,
     provides: &'a str,
     multi_arch: &'a str,
+    essential: bool,
+    important: bool,
+    priority: Priority,
 }
 
 impl<'a> Universe<'a> {
@@ -225,7 +250,16 @@ impl<'a> Universe<'a> {
         }
         let id = EntryId(self.entries.len() as u32);
         let any = head.multi_arch == "allowed";
-        self.entries.push(Entry { name, version: head.version, any, first: place, others: Vec::new() });
+        self.entries.push(Entry {
+            name,
+            version: head.version,
+            any,
+            essential: head.essential,
+            important: head.important,
+            priority: head.priority,
+            first: place,
+            others: Vec::new(),
+        });
         self.names[name.index()].entries.push(id);
         if any {
             self.names[name.index()].any_providers.push(Provider { entry: id, version: Some(head.version) });
@@ -402,6 +436,18 @@ impl IndexError {
     }
 }
 
+impl Priority {
+    fn read(text: &str) -> Priority {
+        match text {
+            "required" => Priority::Required,
+            "important" => Priority::Important,
+            "standard" => Priority::Standard,
+            "optional" => Priority::Optional,
+            _ => Priority::Extra,
+        }
+    }
+}
+
 impl<'a> Head<'a> {
     fn read(paragraph: Paragraph<'a>) -> Result<Head<'a>, (usize, String)> {
         let mut head = Head::default();
@@ -413,6 +459,9 @@ impl<'a> Head<'a> {
                 "Architecture" => head.arch = value,
                 "Provides" => head.provides = value,
                 "Multi-Arch" => head.multi_arch = value,
+                "Essential" => head.essential = value == "yes",
+                "Important" | "Protected" => head.important |= value == "yes",
+                "Priority" => head.priority = Priority::read(value),
                 _ => {}
             }
         }

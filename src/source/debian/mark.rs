@@ -6,6 +6,8 @@
 //! protected package can only have in one way becomes protected itself. A package whose marking fails is never tried
 //! again. There is no backtracking beyond that; [`super::sat`] stands behind it.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::dependencies::{Cache, Dependencies, Need};
@@ -35,6 +37,10 @@ pub struct Marker<'u, 'a> {
     states: Vec<State>,
     /// Packages to be chosen before others that would do as well.
     preferred: Vec<bool>,
+    /// Whether there are preferred ones.
+    guided: bool,
+    /// Where names are first mentioned, as far as it was asked for.
+    mentions: RefCell<HashMap<NameId, Option<mention::Place>>>,
 }
 
 impl<'u, 'a> Marker<'u, 'a> {
@@ -43,7 +49,16 @@ impl<'u, 'a> Marker<'u, 'a> {
         let universe = cache.universe;
         let states = vec![State::default(); universe.name_count()];
         let preferred = vec![false; universe.name_count()];
-        Marker { universe, cache, policy, recommends, states, preferred }
+        Marker {
+            universe,
+            cache,
+            policy,
+            recommends,
+            states,
+            preferred,
+            guided: false,
+            mentions: RefCell::default(),
+        }
     }
 
     /// Marks and protects `roots`, then all that they need.
@@ -60,16 +75,6 @@ impl<'u, 'a> Marker<'u, 'a> {
     pub fn prefer(&mut self, solution: &[EntryId]) {
         for &entry in solution {
             self.preferred[self.universe.entry(entry).name.index()] = true;
-        }
-        for name in self.universe.names() {
-            let against = self.policy.candidate(name).is_some_and(|candidate| {
-                !self.preferred[name.index()] && self.excludes_one_of(candidate, solution)
-            });
-            if against {
-                self.policy.set(name, None);
-            }
-        }
-        for &entry in solution {
             for (_, relation) in &self.cache.of(entry).against {
                 for excluded in self.cache.excluded(entry, relation) {
                     if self.policy.is_candidate(self.universe, excluded) {
@@ -78,12 +83,20 @@ impl<'u, 'a> Marker<'u, 'a> {
                 }
             }
         }
+        self.guided = true;
     }
 
-    fn excludes_one_of(&self, entry: EntryId, solution: &[EntryId]) -> bool {
-        let dependencies = self.cache.of(entry);
-        let mut excluded = dependencies.against.iter().flat_map(|(_, r)| self.cache.excluded(entry, r));
-        excluded.any(|id| solution.contains(&id))
+    /// Whether a package that the preferred solution is without excludes one that is in it.
+    fn is_against_preferred(&self, candidate: EntryId) -> bool {
+        if !self.guided || self.preferred[self.universe.entry(candidate).name.index()] {
+            return false;
+        }
+        let dependencies = self.cache.of(candidate);
+        let mut excluded = dependencies.against.iter().flat_map(|(_, r)| self.cache.excluded(candidate, r));
+        excluded.any(|id| {
+            self.preferred[self.universe.entry(id).name.index()]
+                && self.policy.is_candidate(self.universe, id)
+        })
     }
 
     /// Whether a package is marked for installation.
@@ -154,7 +167,8 @@ impl<'u, 'a> Marker<'u, 'a> {
             return true;
         }
         let dependencies = self.cache.of(candidate);
-        if dependencies.malformed.is_some() || (deep && !self.is_satisfiable(&dependencies)) {
+        let impossible = dependencies.malformed.is_some() || self.is_against_preferred(candidate);
+        if impossible || (deep && !self.is_satisfiable(&dependencies)) {
             if !state.protected {
                 self.policy.set(name, None);
             }
@@ -246,7 +260,7 @@ impl<'u, 'a> Marker<'u, 'a> {
 
     /// What a protected package has no alternative to becomes protected too.
     fn protect_only_solution(&mut self, group: &[Relation<'a>], depth: usize) -> bool {
-        let solutions = self.solutions(group);
+        let solutions = self.solutions(group, false);
         match solutions[..] {
             [only] => {
                 let name = self.universe.entry(only).name;
@@ -261,7 +275,7 @@ impl<'u, 'a> Marker<'u, 'a> {
     }
 
     fn mark_one_of(&mut self, group: &[Relation<'a>], protect: bool, depth: usize) -> bool {
-        let solutions = self.solutions(group);
+        let solutions = self.solutions(group, true);
         for &entry in &solutions {
             if !self.policy.is_candidate(self.universe, entry) {
                 continue;
@@ -280,13 +294,15 @@ impl<'u, 'a> Marker<'u, 'a> {
         false
     }
 
-    /// The candidates that satisfy one of the alternatives, best first.
-    fn solutions(&self, group: &[Relation<'a>]) -> Vec<EntryId> {
+    /// The candidates that satisfy one of the alternatives, best first when `sorted`.
+    fn solutions(&self, group: &[Relation<'a>], sorted: bool) -> Vec<EntryId> {
         let mut solutions: Vec<EntryId> = Vec::new();
         for relation in group {
             let all = self.universe.satisfying(relation);
             let mut found: Vec<_> = all.filter(|id| self.policy.is_candidate(self.universe, *id)).collect();
-            self.sort(relation, &mut found);
+            if sorted && found.len() > 1 {
+                self.sort(relation, &mut found);
+            }
             for entry in found {
                 if !solutions.contains(&entry) {
                     solutions.push(entry);
@@ -304,26 +320,17 @@ impl<'u, 'a> Marker<'u, 'a> {
     /// Orders the candidates for one relation as apt does: the package that bears the name, then by Essential and
     /// Protected flags and priority; and last, those whose name the indexes mention later.
     fn sort(&self, relation: &Relation<'a>, found: &mut [EntryId]) {
-        if found.len() < 2 {
-            return;
-        }
         let rank = |id: &EntryId| {
-            let name = self.universe.entry(*id).name;
-            let flag = |field| self.universe.field(*id, field) != Some("yes");
-            let real = relation.qualifier.is_none() && self.universe.name(name) == relation.name;
-            let important = flag("Important") && flag("Protected");
-            (!self.states[name.index()].protected, !real, flag("Essential"), important, self.priority(*id))
+            let entry = self.universe.entry(*id);
+            let real = relation.qualifier.is_none() && self.universe.name(entry.name) == relation.name;
+            let protected = self.states[entry.name.index()].protected;
+            (!protected, !real, !entry.essential, !entry.important, entry.priority)
         };
-        found.sort_by(|a, b| {
-            let later = || mention::rank(self.universe, *b).cmp(&mention::rank(self.universe, *a));
-            rank(a).cmp(&rank(b)).then_with(later)
-        });
+        found.sort_by(|a, b| rank(a).cmp(&rank(b)).then_with(|| self.mention(*b).cmp(&self.mention(*a))));
     }
 
-    /// `Priority` as a number, the most important first (Debian Policy 2.5).
-    fn priority(&self, entry: EntryId) -> usize {
-        const ORDER: [&str; 4] = ["required", "important", "standard", "optional"];
-        let priority = self.universe.field(entry, "Priority").unwrap_or("");
-        ORDER.iter().position(|p| *p == priority).unwrap_or(ORDER.len())
+    fn mention(&self, entry: EntryId) -> Option<mention::Place> {
+        let name = self.universe.entry(entry).name;
+        *self.mentions.borrow_mut().entry(name).or_insert_with(|| mention::rank(self.universe, entry))
     }
 }

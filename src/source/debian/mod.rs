@@ -1,5 +1,6 @@
 //! Debian: indexes, signatures, resolution, `.deb` files, the dpkg database.
 pub mod archive;
+mod conflict;
 pub mod control;
 pub mod deb;
 pub mod dependencies;
@@ -13,5 +14,7 @@ pub mod relation;
 pub mod release;
 pub mod resolve;
 mod sat;
+#[cfg(test)]
+mod scenarios;
 pub mod signature;
 pub mod version;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use super::conflict;
 use super::dependencies::Cache;
 use super::explain::{self, Unsolvable};
 use super::index::{EntryId, IndexError, NameId, Universe};
@@ -56,7 +57,7 @@ pub fn resolve(universe: &Universe, request: &Request) -> Result<Vec<LockedPacka
 
     let installed = match greedy(cache, &policy, &roots, request.recommends, None) {
         Some(installed) => installed,
-        None => by_sat(cache, &policy, &roots, request)?,
+        None => by_sat(cache, &policy, &roots, &named, request.recommends)?,
     };
     let manual: BTreeSet<NameId> = named.into_iter().collect();
     let mut locked = installed
@@ -76,7 +77,7 @@ fn without_duplicates(names: Vec<NameId>) -> Vec<NameId> {
 fn essential(universe: &Universe, policy: &Policy) -> Vec<NameId> {
     let candidates = universe.names().filter_map(|name| policy.candidate(name));
     let mut essential: Vec<_> = candidates
-        .filter(|entry| universe.field(*entry, "Essential") == Some("yes"))
+        .filter(|entry| universe.entry(*entry).essential)
         .map(|entry| universe.entry(entry).name)
         .collect();
     essential.sort_by_key(|name| universe.name(*name));
@@ -106,15 +107,16 @@ fn by_sat(
     cache: &Cache,
     policy: &Policy,
     roots: &[NameId],
-    request: &Request,
+    named: &[NameId],
+    recommends: bool,
 ) -> Result<Vec<EntryId>, Unsolvable> {
     match sat::solve(cache, policy, roots) {
-        Some(solution) if request.recommends => {
+        Some(solution) if recommends => {
             let with_more = greedy(cache, policy, roots, true, Some(&solution));
             Ok(with_more.unwrap_or(solution))
         }
         Some(solution) => Ok(solution),
-        None => Err(explain::conflict(cache, policy, roots, request)),
+        None => Err(conflict::explain(cache, policy, roots, named)),
     }
 }
 
@@ -153,7 +155,7 @@ fn choose(
     name: &str,
     wanted: &Package,
 ) -> Result<EntryId, explain::Reason> {
-    let unknown = || explain::unknown(universe, name, wanted);
+    let unknown = || explain::unknown(universe, policy, name, wanted);
     let id = universe.find(name).ok_or_else(unknown)?;
     if universe.versions(id).is_empty() {
         return only_provider(universe, policy, name).ok_or_else(unknown);

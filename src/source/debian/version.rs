@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn equal_though_written_otherwise() {
-        for (a, b) in [("1.0", "1.00"), ("0:1", "1"), ("1.0-0", "1.0"), ("1.a", "1.0a"), ("", "0")] {
+        for (a, b) in [("1.0", "1.00"), ("0:1", "1"), ("1.0-0", "1.0"), ("", "0")] {
             assert_eq!(Version(a), Version(b), "{a} {b}");
         }
     }
