@@ -2,7 +2,10 @@
 //! `cargo test --test qemu -- store::a_full_disk`.
 
 mod archive;
+mod boot;
 mod disk;
+mod machine;
 mod resolve;
 mod rootfs;
+mod run;
 mod store;

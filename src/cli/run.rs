@@ -64,7 +64,7 @@ pub struct Args {
     /// What runs it; KVM is tried before it is used
     #[arg(long, value_enum, default_value_t = AccelArg::Auto)]
     accel: AccelArg,
-    /// Which QEMU: the host's, or that of a tools tree in a folder [default: the locked one]
+    /// Which QEMU: the host's, or that of a tools tree in a folder [default: the locked one, else the host's]
     #[arg(long, value_name = "host|DIR", env = "KILN_QEMU")]
     qemu: Option<PathBuf>,
     /// Keep what the guest writes: a new qcow2 file over the image
@@ -137,7 +137,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
     let store = Store::open(&root).map_err(|e| Failure::of("store", &e))?;
     let scratch = store.scratch("vm").map_err(|e| Failure::of("store", &e))?;
     let (image, locked) = image_of(args, cx)?;
-    let qemu = qemu_of(args, locked.as_deref())?;
+    let qemu = qemu_of(args, locked, &store)?;
     refuse_metadata(args)?;
     let wish = match args.accel {
         AccelArg::Auto => Wish::Auto,
@@ -173,12 +173,16 @@ fn image_of(args: &Args, cx: &Context) -> Result<(PathBuf, Option<PathBuf>), Fai
     })
 }
 
-fn qemu_of(args: &Args, locked: Option<&Path>) -> Result<Qemu, Failure> {
+/// The QEMU that was asked for; else the profile's locked one, else that of any tools tree in the store, else the host's.
+fn qemu_of(args: &Args, locked: Option<PathBuf>, store: &Store) -> Result<Qemu, Failure> {
     let found = match (&args.qemu, locked) {
         (Some(host), _) if host.as_os_str() == "host" => Qemu::host(),
         (Some(tree), _) => Qemu::tools(tree),
-        (None, Some(tree)) => Qemu::tools(tree),
-        (None, None) => Qemu::host(),
+        (None, Some(tree)) => Qemu::tools(&tree),
+        (None, None) => {
+            let tools = store.dirs().unwrap_or_default().into_iter().find_map(|tree| Qemu::tools(&tree).ok());
+            tools.map_or_else(Qemu::host, Ok)
+        }
     };
     found.map_err(|e| {
         Failure::of("qemu", &e).hint("`--qemu host` takes the host's, `--qemu DIR` that of a tools tree")
@@ -286,26 +290,32 @@ impl Session<'_> {
             let mut out = std::io::stdout().lock();
             let _ = out.write_all(bytes).and_then(|()| out.flush());
         })))?;
-        match terminal::attend(&vm)? {
-            Leave::Ended(ending) if ending.reason.is_none() => {
+        match terminal::attend(&vm) {
+            Ok(Leave::Ended(ending)) if ending.reason.is_none() => {
                 Err(VmError::Ended { what: "the guest".to_owned(), ending, tail: vm.tail() })
             }
-            Leave::Ended(ending) => {
+            Ok(Leave::Ended(ending)) => {
                 self.cx.progress.say("run", &ending.to_string());
                 Ok(())
             }
-            Leave::Asked => self.switch_off(vm),
+            Ok(Leave::Asked) => {
+                self.switch_off(vm);
+                Ok(())
+            }
+            Err(e) => {
+                self.switch_off(vm);
+                Err(e)
+            }
         }
     }
 
     /// What is kept is shut down properly; what is thrown away needs no care.
-    fn switch_off(&self, vm: Vm) -> Result<(), VmError> {
+    fn switch_off(&self, vm: Vm) {
         if self.args.keep.is_some() {
             self.cx.progress.say("run", "shutting down");
-            let ending = vm.power_down(POWER_DOWN)?;
+            let ending = vm.power_down(POWER_DOWN);
             self.cx.progress.say("run", &ending.to_string());
         }
-        Ok(())
     }
 
     fn ssh(&self, prepared: Prepared, login: &Login) -> Result<(), VmError> {
@@ -313,7 +323,7 @@ impl Session<'_> {
         login.wait(&vm, self.cx)?;
         self.cx.progress.clear();
         let status = login.command(self.args).status().map_err(VmError::Start)?;
-        self.switch_off(vm)?;
+        self.switch_off(vm);
         interrupt::check()?;
         match status.success() {
             true => Ok(()),

@@ -14,7 +14,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::credentials::{Credential, base64, from_base64};
 use super::failure::VmError;
@@ -33,6 +33,8 @@ const FIRST_PLUG: Duration = Duration::from_secs(8);
 const RULE_READ: Duration = Duration::from_secs(1);
 /// A port that nobody opened is pulled and plugged in again after this; each time half as long again.
 const REPLUG: Duration = Duration::from_secs(5);
+/// The same once early boot is done: then the agent should only be given time.
+const AGENT_START: Duration = Duration::from_secs(15);
 /// Beyond a command's own limit: for killing it and sending what it said.
 const GRACE: Duration = Duration::from_secs(20);
 
@@ -121,57 +123,55 @@ impl<'a> Channel<'a> {
     /// # Errors
     /// [`VmError`]: a boot that failed, `limit`, Ctrl-C.
     pub fn attach(vm: &'a Vm, limit: Duration) -> Result<Channel<'a>, VmError> {
+        const WHAT: &str = "answer of the agent in the guest";
+        let (begun, mut lines, mut done) = (Instant::now(), 0, false);
+        let mut next = begun + FIRST_PLUG.saturating_sub(vm.age());
+        let mut pause = REPLUG;
+        let mut plugged = None;
+        for plugs in 0.. {
+            while Instant::now() < next {
+                let news = vm.news(&mut lines, WHAT)?;
+                if !done && news.iter().any(|line| early_boot_is_done(line)) {
+                    (done, next, pause) = (true, Instant::now() + RULE_READ, AGENT_START);
+                }
+                match plugged.as_mut().map(Channel::line).transpose()?.flatten() {
+                    Some(line) if line == "HELLO 1" => {
+                        return plugged.ok_or_else(|| VmError::Channel(WHAT.to_owned()));
+                    }
+                    None if plugged.is_none() => std::thread::sleep(TICK),
+                    _ => {}
+                }
+                if begun.elapsed() > limit {
+                    return Err(VmError::Timeout { what: WHAT.to_owned(), limit, tail: vm.tail() });
+                }
+            }
+            plugged = Some(Channel::plug(vm, plugs)?);
+            next = Instant::now() + pause;
+            pause = pause * 3 / 2;
+        }
+        Err(VmError::Channel("no port is left".to_owned()))
+    }
+
+    /// Plugs in port number `number` and pulls the one before. A port that was plugged in before udev had our rule started
+    /// nothing, so that another one has to come; QEMU keeps the socket of the old one for a while, so that each has its own.
+    fn plug(vm: &'a Vm, number: u32) -> Result<Channel<'a>, VmError> {
         let wrong = |e: std::io::Error| VmError::Channel(e.to_string());
         let (ours, theirs) = UnixStream::pair().map_err(wrong)?;
         ours.set_read_timeout(Some(TICK)).map_err(wrong)?;
-        vm.give("check", theirs.as_fd())?;
-        let address = json!({ "type": "fd", "data": { "str": "check" } });
+        let name = format!("check{number}");
+        vm.give(&name, theirs.as_fd())?;
+        let address = json!({ "type": "fd", "data": { "str": name } });
         let backend = json!({ "type": "socket", "data": { "addr": address, "server": false } });
-        vm.execute("chardev-add", &json!({ "id": "check", "backend": backend }))?;
-        let mut channel = Channel { vm, stream: ours, unread: Vec::new(), commands: 0, lines: 0 };
-        channel.wait_for_hello(limit)?;
-        Ok(channel)
-    }
-
-    fn wait_for_hello(&mut self, limit: Duration) -> Result<(), VmError> {
-        const WHAT: &str = "answer of the agent in the guest";
-        let begun = Instant::now();
-        let mut plugs = 0;
-        let mut next = begun + FIRST_PLUG.saturating_sub(self.vm.age());
-        let mut pause = REPLUG;
-        loop {
-            if self.vm.news(&mut self.lines, WHAT)?.iter().any(|line| early_boot_is_done(line)) && plugs == 0
-            {
-                next = Instant::now() + RULE_READ;
-            }
-            if Instant::now() >= next {
-                self.plug(plugs > 0)?;
-                plugs += 1;
-                next = Instant::now() + pause;
-                pause = pause * 3 / 2;
-            }
-            if self.line()?.is_some_and(|line| line == "HELLO 1") {
-                return Ok(());
-            }
-            if begun.elapsed() > limit {
-                return Err(VmError::Timeout { what: WHAT.to_owned(), limit, tail: self.vm.tail() });
-            }
-        }
-    }
-
-    /// A port that was plugged in before udev had our rule started nothing: then it is plugged in anew.
-    fn plug(&self, again: bool) -> Result<(), VmError> {
-        if again {
-            self.vm.execute("device_del", &json!({ "id": "check0" }))?;
+        vm.execute("chardev-add", &json!({ "id": name, "backend": backend }))?;
+        if let Some(last) = number.checked_sub(1) {
+            vm.execute("device_del", &json!({ "id": format!("port{last}") }))?;
         }
         let port = json!({
-            "driver": "virtserialport", "id": "check0", "bus": format!("{PORTS_BUS}.0"), "chardev": "check", "name": PORT,
+            "driver": "virtserialport", "id": format!("port{number}"), "bus": format!("{PORTS_BUS}.0"),
+            "chardev": name, "name": PORT,
         });
-        match self.vm.execute("device_add", &port) {
-            // The guest may take its time to let go of the old one.
-            Err(VmError::Monitor { .. }) if again => Ok(()),
-            other => other.map(|_: Value| ()),
-        }
+        vm.execute("device_add", &port)?;
+        Ok(Channel { vm, stream: ours, unread: Vec::new(), commands: 0, lines: 0 })
     }
 
     /// Runs a shell script as root and answers what it said, at most 1 MiB of each stream.

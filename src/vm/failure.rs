@@ -75,7 +75,7 @@ pub fn named(line: &str) -> Option<BootFailure> {
 }
 
 /// How QEMU ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ending {
     /// Its exit status in words.
     pub status: String,

@@ -1,0 +1,115 @@
+//! Machines for tests: which QEMU, which image, and a boot that is retried under emulation when KVM breaks down.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
+
+use kiln::vm::probe::{self, Wish};
+use kiln::vm::{Channel, Qemu, Setup, Vm, VmError, prepare};
+
+/// The program under test, through which every QEMU is started.
+pub const KILN: &str = env!("CARGO_BIN_EXE_kiln");
+
+/// A boot to the agent's answer, under emulation on a busy host.
+pub const BOOT: Duration = Duration::from_secs(400);
+/// From there until nothing starts any more.
+pub const SETTLED: Duration = Duration::from_secs(240);
+/// A command that reads much of the disk.
+pub const COMMAND: Duration = Duration::from_secs(240);
+/// Shutting down.
+pub const SHUTDOWN: Duration = Duration::from_secs(90);
+
+/// What the tests share between runs: a store and baked images.
+pub fn cache() -> PathBuf {
+    match std::env::var_os("KILN_TEST_CACHE") {
+        Some(folder) => folder.into(),
+        None => Path::new(env!("CARGO_TARGET_TMPDIR")).join("machines"),
+    }
+}
+
+/// The QEMU that `KILN_QEMU` names, as for `kiln run`; else the host's.
+pub fn qemu() -> Qemu {
+    let found = match std::env::var_os("KILN_QEMU") {
+        Some(tree) if tree != "host" => Qemu::tools(Path::new(&tree)),
+        _ => Qemu::host(),
+    };
+    found.unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// The raw image of one of `profiles/`, baked once; from the folder `KILN_TEST_IMAGES` when that has it.
+pub fn image(profile: &str) -> PathBuf {
+    if let Some(folder) = std::env::var_os("KILN_TEST_IMAGES") {
+        let path = Path::new(&folder).join(format!("{profile}.raw"));
+        assert!(path.is_file(), "{} is missing", path.display());
+        return path;
+    }
+    // Bakes of two tests at once would only take each other's processors.
+    static BAKING: Mutex<()> = Mutex::new(());
+    let _one = BAKING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let out = cache().join("out").join(profile);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let output = Command::new(KILN)
+        .arg("build")
+        .arg(root.join("profiles").join(format!("{profile}.ncl")))
+        .args(["--format", "raw", "-o"])
+        .arg(&out)
+        .arg("--store")
+        .arg(cache().join("store"))
+        .output()
+        .expect("kiln runs");
+    assert!(output.status.success(), "{profile}: {}", String::from_utf8_lossy(&output.stderr));
+    out.join(format!("{profile}.raw"))
+}
+
+/// A setup with all that tests have in common; the accelerator is tried once.
+pub fn setup(image: &Path) -> Setup {
+    static ACCEL: OnceLock<kiln::vm::Accel> = OnceLock::new();
+    let scratch = cache().join("scratch");
+    let accel = ACCEL.get_or_init(|| {
+        let choice = probe::choose(&qemu(), Wish::Auto, &scratch, Some(Path::new(KILN)));
+        choice.unwrap_or_else(|e| panic!("{e}")).accel
+    });
+    let mut setup = Setup::new(qemu(), image, *accel, &scratch);
+    setup.kiln = Some(KILN.into());
+    setup
+}
+
+/// Starts a machine.
+pub fn start(setup: Setup) -> Vm {
+    prepare(setup).and_then(|prepared| prepared.start(None)).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Boots a machine and hands it to `check` with a channel into it. When KVM breaks down under it, it is booted once more
+/// under emulation.
+pub fn with_channel(mut setup: Setup, check: impl Fn(&mut Channel<'_>)) -> Vm {
+    setup.channel = true;
+    setup.reboots = false;
+    let vm = start(setup.clone());
+    match Channel::attach(&vm, BOOT) {
+        Ok(mut channel) => {
+            check(&mut channel);
+            drop(channel);
+            vm
+        }
+        Err(e) if e.is_accelerator() => {
+            drop(vm);
+            setup.accel = kiln::vm::Accel::Emulation { cx16: true };
+            with_channel(setup, check)
+        }
+        Err(e) => panic!("{e}"),
+    }
+}
+
+/// Runs a command that must succeed, and answers what it printed.
+pub fn said(channel: &mut Channel<'_>, script: &str) -> String {
+    let output = channel.run(script, COMMAND).unwrap_or_else(|e| panic!("{script}: {e}"));
+    assert_eq!(output.status, 0, "{script}: {}{}", output.stdout, output.stderr);
+    output.stdout
+}
+
+/// A boot that must fail: how.
+pub fn failure(setup: Setup, limit: Duration) -> VmError {
+    let vm = start(setup);
+    vm.wait_for("login prompt", limit, |line| line.ends_with("login: ")).expect_err("it must not boot")
+}
