@@ -5,6 +5,7 @@ use std::process::Command;
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
+use kiln::store::Store;
 use kiln::vm::probe::{self, Wish};
 use kiln::vm::{Channel, Qemu, Setup, Vm, VmError, prepare};
 
@@ -28,12 +29,32 @@ pub fn cache() -> PathBuf {
     }
 }
 
-/// The QEMU that `KILN_QEMU` names, as for `kiln run`; else the host's.
-pub fn qemu() -> Qemu {
-    let found = match std::env::var_os("KILN_QEMU") {
-        Some(tree) if tree != "host" => Qemu::tools(Path::new(&tree)),
-        _ => Qemu::host(),
+/// What `kiln run --qemu` is given: what `KILN_QEMU` says; else the locked tools tree, which a dry run of a profile makes.
+pub fn qemu_argument() -> PathBuf {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| std::env::var_os("KILN_QEMU").map_or_else(locked_tools, PathBuf::from)).clone()
+}
+
+fn locked_tools() -> PathBuf {
+    let store = cache().join("store");
+    let tools = || {
+        let dirs = Store::open(&store).and_then(|store| store.dirs()).expect("the store's folders");
+        dirs.into_iter().find(|tree| Qemu::tools(tree).is_ok())
     };
+    tools().unwrap_or_else(|| {
+        let profile = Path::new(env!("CARGO_MANIFEST_DIR")).join("profiles/minimal.ncl");
+        let output =
+            Command::new(KILN).arg("--store").arg(&store).arg("run").arg(profile).arg("--dry-run").output();
+        let output = output.expect("kiln runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        tools().expect("a dry run makes the tools tree")
+    })
+}
+
+/// The QEMU of [`qemu_argument`].
+pub fn qemu() -> Qemu {
+    let argument = qemu_argument();
+    let found = if argument.as_os_str() == "host" { Qemu::host() } else { Qemu::tools(&argument) };
     found.unwrap_or_else(|e| panic!("{e}"))
 }
 

@@ -12,10 +12,7 @@ use crate::machine::{self, KILN};
 
 fn kiln_run(store: &Path, image: &Path) -> Command {
     let mut command = Command::new(KILN);
-    command.arg("--store").arg(store).arg("run").arg(image);
-    if std::env::var_os("KILN_QEMU").is_none() {
-        command.args(["--qemu", "host"]);
-    }
+    command.arg("--store").arg(store).arg("run").arg(image).arg("--qemu").arg(machine::qemu_argument());
     command
 }
 
