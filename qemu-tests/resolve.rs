@@ -220,7 +220,10 @@ impl Apt {
     fn install(&self, set: &str, recommends: bool) -> Chosen {
         let mut command = self.command("apt-get");
         command.args(["-s", "-o", &format!("APT::Install-Recommends={recommends}"), "install", "?essential"]);
-        let output = command.args(set.split_whitespace()).output().unwrap();
+        // Which alternative is taken depends on what was asked for before; a profile's packages come in order of name.
+        let mut packages: Vec<_> = set.split_whitespace().collect();
+        packages.sort_unstable();
+        let output = command.args(packages).output().unwrap();
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stdout).into_owned()
                 + &String::from_utf8_lossy(&output.stderr));
