@@ -8,4 +8,5 @@ mod machine;
 mod resolve;
 mod rootfs;
 mod run;
+mod shared_store;
 mod store;

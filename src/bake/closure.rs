@@ -28,6 +28,9 @@ impl Session<'_> {
         locked: &Locked,
         packages: &[LockedPackage],
     ) -> Result<Vec<PathBuf>, BakeError> {
+        // What is about to be installed is read anyway; a damaged one is moved aside and counts as missing.
+        let digests: Vec<Digest> = packages.iter().map(|p| p.sha256).collect();
+        self.store.check_blobs(&digests)?;
         let mut missing = Vec::new();
         for package in packages.iter().filter(|p| !self.store.has_size(&p.sha256, p.size)) {
             if package.archive == LOCAL {
@@ -55,6 +58,7 @@ impl Session<'_> {
 
     /// Sees to it that the profile's fetched files are in the store.
     pub(super) fn realise_fetched(&self, files: &[&Fetch]) -> Result<(), BakeError> {
+        self.store.check_blobs(&files.iter().map(|f| f.sha256).collect::<Vec<_>>())?;
         let missing = files.iter().filter(|f| !self.store.contains(&f.sha256));
         let wanted: Vec<Download> = missing
             .map(|f| Download {
@@ -92,6 +96,8 @@ impl Session<'_> {
             let first = wanted.first().map(|d| d.label.clone()).unwrap_or_default();
             return Err(BakeError::Offline { count: wanted.len(), first });
         }
+        // Another build may want the same files; what it has fetched meanwhile is not fetched again.
+        let _lock = self.store.lock_name("downloads", &self.waiting("downloads"))?;
         let bytes = wanted.iter().filter_map(|d| d.size).sum();
         self.store.ensure_space(crate::units::Bytes(bytes))?;
         let text = format!("{} {what}", wanted.len());

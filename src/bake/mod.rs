@@ -69,7 +69,7 @@ impl Session<'_> {
         let locked = self.locked(profile)?;
         let tree = self.tree(&locked)?;
         let disk = self.disk(&locked, &tree)?;
-        let outputs = self.output(&locked, &disk, request)?;
+        let outputs = self.output(&locked, &tree, &disk, request)?;
         self.remember(&locked, &[&tree.steps[..], &disk.steps[..]].concat())?;
         Ok(outputs)
     }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::closure::package_digests;
 use super::steps::open_image;
-use super::{BakeError, BakedDisk, BuildRequest, Locked, Session};
+use super::{BakeError, BakedDisk, BakedTree, BuildRequest, Locked, Session, ToolSet};
 use crate::digest::Digest;
 use crate::export::{self, Compression};
 use crate::host::fs::{FileError, copy_sparse, write_atomically};
@@ -154,6 +154,7 @@ impl Session<'_> {
     pub(super) fn output(
         &self,
         locked: &Locked,
+        tree: &BakedTree,
         disk: &BakedDisk,
         request: &BuildRequest,
     ) -> Result<Outputs, BakeError> {
@@ -162,8 +163,9 @@ impl Session<'_> {
         fs::create_dir_all(&folder).map_err(FileError::at("can't make the folder", &folder))?;
         let _lock = self.store.lock_name(&folder.to_string_lossy(), &self.waiting("output"))?;
         let mut stamps = read_stamps(&folder);
-        let (mut images, mut steps, mut timings, mut changed) =
-            (Vec::new(), disk.steps.clone(), disk.timings.clone(), false);
+        // A collection keeps what the next build after a small change starts from, and what boots the image.
+        let mut steps = [&tree.steps[..], &disk.steps, &[Self::tools_inputs(locked, ToolSet::Vm)]].concat();
+        let (mut images, mut timings, mut changed) = (Vec::new(), disk.timings.clone(), false);
         for &format in &request.formats {
             let (made, step, seconds) = self.made(disk, format)?;
             steps.push(step);
