@@ -3,6 +3,7 @@
 
 mod archive;
 mod boot;
+mod bake;
 mod disk;
 mod machine;
 mod resolve;

@@ -62,7 +62,21 @@ pub enum BakeError {
     File(#[from] FileError),
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
+    /// Results in the store that were damaged; they are moved aside.
+    #[error("{count} damaged files of the store are made again")]
+    Damaged { count: usize },
     /// A result in the store that can't be read back.
     #[error("the store's result `{what}` can't be read: {why}; `kiln store verify` finds damaged ones")]
     Kept { what: &'static str, why: String },
+}
+
+impl BakeError {
+    /// Whether something in the store was damaged, so that a second try makes it again.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            BakeError::Damaged { .. } | BakeError::Store(StoreError::Damaged { .. } | StoreError::Missing(_))
+        )
+    }
 }

@@ -67,10 +67,21 @@ impl Session<'_> {
     pub fn build(&self, request: &BuildRequest) -> Result<Outputs, BakeError> {
         let profile = self.evaluate(&request.profile)?;
         let locked = self.locked(profile)?;
-        let tree = self.tree(&locked)?;
-        let disk = self.disk(&locked, &tree)?;
-        let outputs = self.output(&locked, &tree, &disk, request)?;
-        self.remember(&locked, &[&tree.steps[..], &disk.steps[..]].concat())?;
+        match self.bake(&locked, request) {
+            // What is damaged has been moved aside: a second time it is fetched or made again.
+            Err(error) if error.is_damage() => {
+                self.watch.say("repairing", &error.to_string());
+                self.bake(&locked, request)
+            }
+            done => done,
+        }
+    }
+
+    fn bake(&self, locked: &Locked, request: &BuildRequest) -> Result<Outputs, BakeError> {
+        let tree = self.tree(locked)?;
+        let disk = self.disk(locked, &tree)?;
+        let outputs = self.output(locked, &tree, &disk, request)?;
+        self.remember(locked, &[&tree.steps[..], &disk.steps[..]].concat())?;
         Ok(outputs)
     }
 

@@ -140,6 +140,14 @@ impl Session<'_> {
         Ok(result)
     }
 
+    /// Reads the packs of a tree that is about to be used.
+    fn check_packs(&self, tree: &Tree) -> Result<(), BakeError> {
+        match self.store.check_blobs(&tree.packs())? {
+            0 => Ok(()),
+            count => Err(BakeError::Damaged { count }),
+        }
+    }
+
     /// Moves a captured tree's pack into the store, and keeps the tree with all packs that it needs.
     fn keep_tree(&self, tree: &Tree, installed: &Installed) -> Result<StepResult, BakeError> {
         if let Some(pack) = &installed.pack {
@@ -226,6 +234,7 @@ impl Session<'_> {
         if work.is_empty() {
             return Ok(tree);
         }
+        self.check_packs(&tree)?;
         let scratch = self.store.scratch("scripts")?;
         let task = self.watch.task("running", "scripts in the tree", 0);
         let progress = |p: &sandbox::Progress| task.at(p.done, &format!("{} {}", p.phase, p.what));
@@ -243,6 +252,7 @@ impl Session<'_> {
         let tools = self.tools(locked, ToolSet::Disk)?;
         let system = locked.profile.system();
         let tree = self.load_tree(baked)?;
+        self.check_packs(&tree)?;
         let layout = self.layout(baked)?;
         let late = parse_paths(&self.kept(&baked.result, "late")?);
         self.store.ensure_space(Bytes(tree.iter().map(|(_, node)| content_size(node)).sum()))?;

@@ -17,6 +17,9 @@ pub struct Args {
     /// Keep also what was used within this time, as in 12h or 7d
     #[arg(long, value_name = "TIME", value_parser = parse_age)]
     keep: Option<Duration>,
+    /// Forget the results of all steps as well: the next build does everything again, from packages that it has
+    #[arg(long)]
+    steps: bool,
     /// Only say what would be removed
     #[arg(long)]
     dry_run: bool,
@@ -28,7 +31,13 @@ pub struct Args {
 /// When another process is using the store, or something can't be removed.
 pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
     let store = store::open(cx)?;
-    let report = store.gc(&GcOptions { max_size: args.max_size, keep: args.keep, dry_run: args.dry_run })?;
+    let options = GcOptions {
+        max_size: args.max_size,
+        keep: args.keep,
+        forget_steps: args.steps,
+        dry_run: args.dry_run,
+    };
+    let report = store.gc(&options)?;
     cx.print(&report, || describe(&report, args.dry_run))
 }
 

@@ -180,6 +180,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Status {
     match run(cli.verb, &context) {
         Ok(()) => Status::Done,
         Err(failure) => {
+            // Whatever failed after Ctrl-C, a program that the same signal reached among them, failed because of it.
+            let failure = crate::host::interrupt::check().map_err(Failure::from).err().unwrap_or(failure);
             context.progress.clear();
             failure.print(context.json, context.color);
             failure.status

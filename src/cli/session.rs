@@ -107,7 +107,7 @@ impl From<BakeError> for Failure {
             }
             BakeError::Image(_) => Failure::of("image", &error),
             BakeError::Export(_) => Failure::of("export", &error),
-            BakeError::Kept { .. } => Failure::of("store", &error),
+            BakeError::Damaged { .. } | BakeError::Kept { .. } => Failure::of("store", &error),
         }
     }
 }

@@ -19,6 +19,8 @@ use crate::units::Bytes;
 pub struct GcOptions {
     /// Drop only as much as is needed to come down to this size; without it, everything that no root needs.
     pub max_size: Option<Bytes>,
+    /// Forget the results of all steps as well: only packages and other things that were fetched stay.
+    pub forget_steps: bool,
     /// Keep also what was used within this time.
     pub keep: Option<Duration>,
     /// Only say what would be dropped.
@@ -82,7 +84,7 @@ impl Store {
 
     fn collect(&self, options: &GcOptions) -> Result<GcReport, StoreError> {
         let (stale, live): (Vec<Root>, Vec<Root>) = self.roots()?.into_iter().partition(Root::is_stale);
-        let marked = self.mark(&live);
+        let marked = self.mark(&live, options.forget_steps);
         let items = self.items()?;
         let total = items.iter().map(|i| i.size.0).sum();
         let doomed = choose(&items, &marked, total, options);
@@ -109,13 +111,13 @@ impl Store {
         Ok(report)
     }
 
-    fn mark(&self, roots: &[Root]) -> Marked {
+    fn mark(&self, roots: &[Root], forget_steps: bool) -> Marked {
         let mut marked = Marked::default();
         for root in roots {
             for digest in &root.digests {
                 marked.things.extend([Shelf::Blob, Shelf::Image, Shelf::Dir].map(|shelf| (shelf, *digest)));
             }
-            for key in &root.steps {
+            for key in root.steps.iter().filter(|_| !forget_steps) {
                 let Some(record) = self.record_at(key) else { continue };
                 marked.steps.insert(*key);
                 marked.things.extend(record.outputs.values().map(|o| (o.shelf, o.digest)));
@@ -266,7 +268,7 @@ mod tests {
         let report = store.gc(&GcOptions { keep, ..GcOptions::default() }).unwrap();
         assert_eq!(blobs.map(|b| store.contains(&b)), [false, false, true]);
         assert_eq!(report.over, None);
-        let report = store.gc(&GcOptions { keep, max_size: Some(Bytes(1)), dry_run: false }).unwrap();
+        let report = store.gc(&GcOptions { keep, max_size: Some(Bytes(1)), ..GcOptions::default() }).unwrap();
         assert!(report.over.is_some());
     }
 
