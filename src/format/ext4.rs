@@ -29,8 +29,10 @@ const FAST_SYMLINK: usize = 59;
 const LOST_AND_FOUND: u64 = 4;
 /// Bytes at the end of a directory's block that its checksum takes.
 const DIR_TAIL: u64 = 12;
-/// The journal of a file system that may grow: what mke2fs gives from 2 GiB on. It is a hole until it is written.
-pub const LARGE_JOURNAL: Bytes = Bytes(64 * MIB);
+/// The journal of a file system that will grow: what mke2fs gives from 2 GiB on. It is a hole until it is written.
+const LARGE_JOURNAL: u64 = 64 * MIB;
+/// The smallest file system that gets it: a journal may take half of one at most.
+const LARGE_JOURNAL_FROM: u64 = 256 * MIB;
 
 /// `-O`: see the module's documentation.
 const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,\
@@ -68,7 +70,8 @@ impl Need {
         let mut need = Need { blocks: LOST_AND_FOUND, inodes: 11 };
         let mut room = std::collections::HashMap::<Vec<u8>, u64>::new();
         for (path, node) in nodes {
-            if !matches!(node.kind, Kind::HardLink(_)) {
+            // The root itself is among the reserved ones.
+            if !path.is_empty() && !matches!(node.kind, Kind::HardLink(_)) {
                 need.inodes += 1;
             }
             need.blocks += match &node.kind {
@@ -79,6 +82,9 @@ impl Need {
             } + u64::from(xattr_size(node) > INLINE_XATTRS);
             if matches!(node.kind, Kind::Dir) {
                 room.insert(path.to_vec(), BLOCK - DIR_TAIL - 24); // `.` and `..`
+            }
+            if path.is_empty() {
+                continue;
             }
             let name = path.rsplit(|&b| b == b'/').next().unwrap_or_default();
             let entry = (8 + name.len() as u64).next_multiple_of(4);
@@ -115,9 +121,12 @@ impl Ext4 {
         (size.0 / INODE_RATIO).max(need.inodes + need.inodes / 4 + 64).next_multiple_of(BLOCK / INODE)
     }
 
-    /// mke2fs's own size of a journal.
+    /// The size of the journal: mke2fs's own choice, or that of a large disk when the file system `grows`.
     #[must_use]
-    pub fn usual_journal(size: Bytes) -> Bytes {
+    pub fn journal_for(size: Bytes, grows: bool) -> Bytes {
+        if grows && size.0 >= LARGE_JOURNAL_FROM {
+            return Bytes(LARGE_JOURNAL);
+        }
         Bytes(match size.0 / MIB {
             0..128 => 4 * MIB,
             128..1024 => 16 * MIB,
@@ -153,7 +162,8 @@ impl Ext4 {
             "hash_seed={},nodiscard,assume_storage_prezeroed=1,root_owner=0:0,offset={}",
             self.hash_seed, offset.0
         );
-        let mut args: Vec<String> = ["-q", "-F", "-m", "0", "-e", "remount-ro"].map(str::to_owned).to_vec();
+        let mut args: Vec<String> =
+            ["-q", "-F", "-T", "default", "-m", "0", "-e", "remount-ro"].map(str::to_owned).to_vec();
         let mut add = |name: &str, value: String| args.extend([name.to_owned(), value]);
         add("-b", BLOCK.to_string());
         add("-I", INODE.to_string());
@@ -224,4 +234,65 @@ pub fn debugfs_script(attributes: &[Attribute<'_>], folder: &str) -> Option<Vec<
 /// What stands within a word in double quotes on libss' command lines: a quote is doubled, nothing else is special.
 fn doubled_quotes(word: &[u8]) -> Vec<u8> {
     word.split(|&b| b == b'"').collect::<Vec<_>>().join(&b"\"\""[..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::{Content, Tree};
+
+    fn ext4(inodes: u64, journal: u64) -> Ext4 {
+        let (uuid, hash_seed) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        Ext4 { uuid, hash_seed, label: "root".into(), inodes, journal: Bytes(journal) }
+    }
+
+    #[test]
+    fn the_arguments_as_they_are_given() {
+        insta::assert_snapshot!(ext4(32_768, 16 * MIB).mke2fs_args(Bytes(MIB)).join(" "));
+        assert_eq!(size_arg(Bytes(512 * MIB)), "524288k");
+    }
+
+    /// What mke2fs 1.47.2 reports as `Overhead clusters`, which leaves out lost+found.
+    #[test]
+    fn overhead_is_what_mke2fs_reports() {
+        let sizes = [(512, 32_768, 64, 18_635)];
+        for (mib, inodes, journal, clusters) in sizes {
+            let overhead = ext4(inodes, journal * MIB).overhead(Bytes(mib * MIB));
+            assert!((clusters..clusters + 4).contains(&overhead), "{mib} MiB: {overhead}, not {clusters}");
+        }
+    }
+
+    #[test]
+    fn copies_of_the_superblock_lie_in_few_groups() {
+        let groups: Vec<u64> = (0..130).filter(|&group| has_superblock(group)).collect();
+        assert_eq!(groups, [0, 1, 3, 5, 7, 9, 25, 27, 49, 81, 125]);
+    }
+
+    #[test]
+    fn what_nodes_need_is_counted() {
+        let mut tree = Tree::new();
+        tree.insert("", Node::new(Kind::Dir, 0o755, 0));
+        let need = |tree: &Tree| Need::of(tree.iter().map(|(p, n)| (p.as_slice(), n)));
+        assert_eq!(need(&tree), Need { blocks: 5, inodes: 11 });
+        tree.insert("file", Node::new(Kind::File(Content::bytes(vec![1; 4097])), 0o644, 0));
+        tree.insert("hard", Node::new(Kind::HardLink(b"file".to_vec()), 0, 0));
+        tree.insert("short", Node::new(Kind::Symlink(vec![b'x'; 59]), 0o777, 0));
+        tree.insert("slow", Node::new(Kind::Symlink(vec![b'x'; 60]), 0o777, 0));
+        assert_eq!(need(&tree), Need { blocks: 8, inodes: 14 });
+        for i in 0..100 {
+            tree.insert(format!("{i:0>250}"), Node::new(Kind::Fifo, 0o644, 0));
+        }
+        // 15 entries of 260 bytes a block.
+        assert_eq!(need(&tree), Need { blocks: 14, inodes: 114 });
+    }
+
+    #[test]
+    fn scripts_quote_names() {
+        let attribute = |path| Attribute { path, name: b"user.a", value: b"v" };
+        let script = debugfs_script(&[attribute(b"plain"), attribute(b"a \"b\"\xff")], ".").unwrap();
+        let expected =
+            b"ea_set -f ./0 \"/plain\" \"user.a\"\nea_set -f ./1 \"/a \"\"b\"\"\xff\" \"user.a\"\n";
+        assert_eq!(script, expected);
+        assert_eq!(debugfs_script(&[attribute(b"a\nb")], "."), None);
+    }
 }

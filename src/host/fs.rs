@@ -104,6 +104,14 @@ pub fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether there are only zeroes, which a hole reads as.
+#[must_use]
+pub fn is_zero(bytes: &[u8]) -> bool {
+    let chunks = bytes.chunks_exact(32);
+    chunks.remainder().iter().all(|&b| b == 0)
+        && chunks.into_iter().all(|chunk| chunk.iter().fold(0, |all, &b| all | b) == 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use rayon::prelude::*;
 
 use crate::digest::{Digest, Hasher};
-use crate::host::fs::data_ranges;
+use crate::host::fs::{data_ranges, is_zero};
 use crate::units::KIB;
 
 /// Size of the blocks that are compared and hashed: that of EBS snapshots' blocks.
@@ -121,13 +121,6 @@ pub fn sha256(file: &File) -> io::Result<Digest> {
     }
     hash_hole(&mut hasher, size - at);
     Ok(hasher.finish())
-}
-
-/// Whether there are only zeroes.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    let chunks = bytes.chunks_exact(32);
-    chunks.remainder().iter().all(|&b| b == 0)
-        && chunks.into_iter().all(|chunk| chunk.iter().fold(0, |all, &b| all | b) == 0)
 }
 
 #[cfg(test)]

@@ -126,11 +126,7 @@ pub enum Holds {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
     /// The disk, or a partition of it, is too small for what goes onto it.
-    #[error(
-        "{what} of {asked} is too small: it takes at least {need}; leave the size away to have it computed, or make \
-         it {need} or more\n{}",
-        size::largest_text(largest)
-    )]
+    #[error("{what} of {asked} is too small: it takes at least {need}{}", size::largest_text(largest))]
     TooSmall {
         /// The disk, or which partition.
         what: String,
@@ -253,7 +249,7 @@ impl<'a> Planner<'a> {
                 let mount = wanted.mount.trim_matches('/');
                 let mount = (!mount.is_empty()).then(|| mount.to_owned());
                 let need = size::need_below(request.tree, mount.as_deref(), request.disk);
-                let fs = self.ext4(name, "", size, need, Ext4::usual_journal(size));
+                let fs = self.ext4(name, "", size, need, Ext4::journal_for(size, false));
                 let least = size::smallest(&fs, need, Bytes(0)).max(SMALLEST_EXT4).round_up(ALIGNMENT);
                 if size < least {
                     let largest = size::largest(request.tree, mount.as_deref().unwrap_or("/nothing"));
@@ -282,11 +278,8 @@ impl<'a> Planner<'a> {
         let need = size::need_below(request.tree, Some(""), disk);
         // What lies around the root: the partitions before it, and one step for the table's copy at the end.
         let around = self.at.0 + ALIGNMENT;
-        let make = |size: Bytes| {
-            let journal =
-                if disk.grow { crate::format::ext4::LARGE_JOURNAL } else { Ext4::usual_journal(size) };
-            self.ext4("root", &disk.label, size, need, journal)
-        };
+        let make =
+            |size: Bytes| self.ext4("root", &disk.label, size, need, Ext4::journal_for(size, disk.grow));
         let least = size::solve(need, disk.free, &make);
         let size = match disk.size {
             None => Bytes(least.0 + around).round_up(DISK_STEP.0),

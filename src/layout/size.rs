@@ -80,7 +80,7 @@ pub(super) fn largest(tree: &Tree, mount: &str) -> Vec<(String, Bytes)> {
     }
     let mut list: Vec<_> = sizes
         .into_iter()
-        .map(|(p, size)| (format!("/{}", String::from_utf8_lossy(p)), Bytes(size)))
+        .map(|(p, size)| (format!("/{}", String::from_utf8_lossy(p).trim_end_matches('/')), Bytes(size)))
         .collect();
     list.sort_by_key(|(_, size)| std::cmp::Reverse(*size));
     list.truncate(NAMED);
@@ -89,7 +89,7 @@ pub(super) fn largest(tree: &Tree, mount: &str) -> Vec<(String, Bytes)> {
 
 /// The directories as lines of an error.
 pub(super) fn largest_text(largest: &[(String, Bytes)]) -> String {
-    let mut text = String::from(if largest.is_empty() { "" } else { "the largest directories:" });
+    let mut text = String::from(if largest.is_empty() { "" } else { "; the largest directories:" });
     for (path, size) in largest {
         let _ = write!(text, "\n  {:>10}  {path}", size.to_string());
     }
