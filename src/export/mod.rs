@@ -19,16 +19,21 @@ use crate::units::Bytes;
 const BATCH: usize = 128;
 
 /// How the data of an export are compressed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
     /// Not at all.
-    #[default]
     None,
     /// With zstd; QEMU from 5.1 on reads it.
     Zstd {
         /// zstd's level; 3 is its default.
         level: i32,
     },
+}
+
+impl Default for Compression {
+    fn default() -> Compression {
+        Compression::Zstd { level: 3 }
+    }
 }
 
 /// An export that failed.
