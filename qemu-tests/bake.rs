@@ -37,7 +37,7 @@ fn reference() -> &'static Reference {
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
         project(&folder.path().join("project"), false);
         let mut command = kiln(&shared_store(), &folder.path().join("project"), &folder.path().join("out"));
-        command.args(["--format", "raw"]);
+        command.args(["--format", "raw,qcow2"]);
         finished(command);
         let images = digests(&folder.path().join("out"));
         Reference { folder, images }
@@ -135,7 +135,7 @@ fn another_host_gives_the_same_bytes() {
     let script = "hostname quite-another && umask 077 && exec taskset -c 0 \"$@\"";
     let mut command = Command::new("unshare");
     command.args(["--uts", "sh", "-c", script, "sh", KILN, "--store"]).arg(&store).arg("build");
-    command.arg(project.join("same.ncl")).arg("-o").arg(&out).args(["--offline", "--format", "raw"]);
+    command.arg(project.join("same.ncl")).arg("-o").arg(&out).args(["--offline", "--format", "raw,qcow2"]);
     let temporary = folder.path().join("tmp");
     fs::create_dir(&temporary).expect("a folder");
     command.env("TZ", "Pacific/Kiritimati").env("LC_ALL", "tr_TR.UTF-8").env("LANG", "tr_TR.UTF-8");
@@ -168,7 +168,7 @@ fn an_ordinary_user_gives_the_same_bytes() {
     let mut command = Command::new("setpriv");
     command.args(["--reuid", user, "--regid", user, "--init-groups", "--reset-env"]).arg(&program);
     command.arg("--store").arg(&store).arg("build").arg(project.join("same.ncl")).arg("-o").arg(&out);
-    command.args(["--offline", "--format", "raw"]);
+    command.args(["--offline", "--format", "raw,qcow2"]);
     finished(command);
     assert_eq!(digests(&out), reference().images);
 }
@@ -195,7 +195,7 @@ fn a_killed_build_goes_on() {
         }
     }
     let mut command = kiln(&store, &project, &out);
-    command.args(["--offline", "--format", "raw"]);
+    command.args(["--offline", "--format", "raw,qcow2"]);
     finished(command);
     assert_eq!(digests(&out), reference().images);
     let left: Vec<_> =

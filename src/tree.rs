@@ -447,11 +447,14 @@ fn parse_content(text: &str) -> Result<Content, &'static str> {
     }
 }
 
-/// Prints bytes as one word: what is not graphic ASCII, and `\` and `=`, as `\xNN`; an empty one as `/`.
+/// Prints bytes as one word: what is not graphic ASCII, and `\` and `=`, as `\xNN`; an empty one as `/`, a lone slash not.
 fn escape(bytes: &[u8]) -> Cow<'_, str> {
     let plain = |b: &u8| b.is_ascii_graphic() && *b != b'\\' && *b != b'=';
     if bytes.is_empty() {
         return "/".into();
+    }
+    if bytes == b"/" {
+        return "\\x2f".into();
     }
     if bytes.iter().all(plain) {
         return String::from_utf8_lossy(bytes);
