@@ -4,5 +4,6 @@ mod archives;
 mod docs;
 mod downloads;
 mod locks;
+mod profile;
 mod reference;
 mod server;

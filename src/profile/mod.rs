@@ -17,6 +17,7 @@ use crate::digest::Digest;
 use crate::system::System;
 
 mod child;
+mod diagnostics;
 mod files;
 mod modules;
 mod nickel;

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use nickel_lang_core::ast::InputFormat;
 use nickel_lang_core::cache::{CacheHub, SourcePath};
-use nickel_lang_core::error::report::{ColorOpt, report_as_str};
 use nickel_lang_core::error::{Error as NickelError, ImportErrorKind, NullReporter};
 use nickel_lang_core::eval::cache::CacheImpl;
 use nickel_lang_core::eval::{VirtualMachine, VmContext};
@@ -13,7 +12,7 @@ use nickel_lang_core::serialize::{ExportFormat, to_string, validate};
 
 use super::project::Project;
 use super::sources::{LoadError, OWN, Sources};
-use super::{EvalRequest, ProfileError, Raw, sets};
+use super::{EvalRequest, ProfileError, Raw, diagnostics, sets};
 
 /// Stack for parsing and exporting deeply nested values, in bytes. Nickel recurses there.
 const STACK: usize = 256 << 20;
@@ -66,7 +65,7 @@ fn load_and_export(
     sources: &mut Sources,
 ) -> Result<String, ProfileError> {
     let render = |vm: &mut Vm, sources: &Sources, error: NickelError| {
-        ProfileError::Nickel(rendered(vm, sources, error, request.color))
+        ProfileError::Nickel(diagnostics::render(&vm.import_resolver, sources, error, request.color))
     };
     if let Err(e) = sources.load(&mut vm.import_resolver, project, format) {
         let error = match e {
@@ -112,16 +111,4 @@ fn export(vm: &mut Vm, main: nickel_lang_core::files::FileId) -> Result<String, 
     let value = VirtualMachine::new(vm).eval_full_for_export(value)?;
     let json = validate(ExportFormat::Json, &value).and_then(|()| to_string(ExportFormat::Json, &value));
     json.map_err(|e| e.with_pos_table(vm.pos_table.clone()).into())
-}
-
-/// The diagnostics, with sources shown by the names that users know them by.
-fn rendered(vm: &mut Vm, sources: &Sources, error: NickelError, color: bool) -> String {
-    let color = if color { ColorOpt::Always } else { ColorOpt::Never };
-    let mut files = vm.import_resolver.sources.files().clone();
-    let mut text = report_as_str(&mut files, error, color);
-    // Longer paths first: one may begin another.
-    for (path, shown) in sources.shown.iter().rev() {
-        text = text.replace(&format!("{path}:"), &format!("{shown}:"));
-    }
-    text.trim_end().to_owned()
 }

@@ -163,7 +163,8 @@ fn missing(beside: &Path, written: &Path) -> String {
 
 /// The path as errors show it: relative to the working directory where it lies below it.
 fn shown_path(path: &Path) -> String {
-    let here = std::env::current_dir().ok();
+    // At the top of the file system every path would lose its first slash.
+    let here = std::env::current_dir().ok().filter(|here| here.parent().is_some());
     let shown = here.and_then(|here| path.strip_prefix(here).ok()).unwrap_or(path);
     shown.to_string_lossy().into_owned()
 }

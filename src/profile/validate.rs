@@ -45,15 +45,15 @@ fn sources(system: &System, found: &mut Vec<Problem>) {
     }
     for (name, pin) in &system.pins {
         match (&pin.version, &pin.suite) {
-            (Some(_), Some(_)) => {
-                problem(found, format!("pins.\"{name}\""), "give `version` or `suite`, not both")
-            }
-            (None, None) => {
-                problem(found, format!("pins.\"{name}\""), "give the `version` or the `suite` it is about")
-            }
+            (Some(_), Some(_)) => problem(found, pin_field(name), "give `version` or `suite`, not both"),
+            (None, None) => problem(found, pin_field(name), "give the `version` or the `suite` it is about"),
             _ => {}
         }
     }
+}
+
+fn pin_field(name: &str) -> String {
+    super::FieldPath(vec!["pins".to_owned(), name.to_owned()]).to_string()
 }
 
 fn accounts(system: &System, found: &mut Vec<Problem>) {
