@@ -2,12 +2,11 @@
 //! `cargo test --test qemu -- store::a_full_disk`.
 
 mod archive;
-mod boot;
 mod bake;
+mod boot;
 mod disk;
 mod machine;
 mod resolve;
 mod rootfs;
 mod run;
-mod shared_store;
 mod store;

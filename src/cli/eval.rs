@@ -101,6 +101,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
 impl From<ProfileError> for Failure {
     fn from(error: ProfileError) -> Failure {
         let (kind, status) = match &error {
+            ProfileError::Interrupted(interrupted) => return (*interrupted).into(),
             ProfileError::Internal(_) => ("evaluator", Status::Failed),
             ProfileError::File { .. } => ("profile-file", Status::Usage),
             _ => ("profile", Status::Usage),

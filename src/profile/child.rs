@@ -8,6 +8,8 @@ use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use nix::sys::resource::{Resource, setrlimit};
 use serde::{Deserialize, Serialize};
 
+use crate::host::interrupt::Interrupted;
+
 use super::{EvalRequest, ProfileError, Raw, nickel};
 
 /// Most memory that an evaluation may map, in bytes.
@@ -59,7 +61,8 @@ fn serve() -> io::Result<()> {
 
 fn limit() -> io::Result<()> {
     setrlimit(Resource::RLIMIT_AS, MAX_MEMORY, MAX_MEMORY)?;
-    setrlimit(Resource::RLIMIT_CPU, MAX_CPU, MAX_CPU)?;
+    // The soft limit's signal tells why; at the hard one the kernel just kills.
+    setrlimit(Resource::RLIMIT_CPU, MAX_CPU, MAX_CPU + 1)?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     // Children are of no use to an evaluation, nor is writing files.
     setrlimit(Resource::RLIMIT_FSIZE, 0, 0)?;
@@ -107,12 +110,14 @@ fn died(status: ExitStatus, stderr: &str) -> ProfileError {
     if stderr.contains("overflowed its stack") {
         return ProfileError::Limit(format!("the profile is nested too deeply to evaluate: {endless}"));
     }
-    let cpu = [nix::libc::SIGXCPU, nix::libc::SIGKILL];
-    if status.signal().is_some_and(|signal| cpu.contains(&signal)) {
-        return ProfileError::Limit(format!(
-            "the profile takes more than {MAX_CPU} s to evaluate: {endless}"
-        ));
+    match status.signal() {
+        Some(nix::libc::SIGXCPU) => {
+            ProfileError::Limit(format!("the profile takes more than {MAX_CPU} s to evaluate: {endless}"))
+        }
+        Some(nix::libc::SIGINT | nix::libc::SIGTERM) => ProfileError::Interrupted(Interrupted),
+        _ => {
+            let last = stderr.trim().lines().last().unwrap_or("it said nothing");
+            ProfileError::Internal(format!("the evaluator ended with {status}: {last}"))
+        }
     }
-    let last = stderr.trim().lines().last().unwrap_or("it said nothing");
-    ProfileError::Internal(format!("the evaluator ended with {status}: {last}"))
 }

@@ -112,6 +112,9 @@ pub enum ProfileError {
         /// Each with its field's path.
         problems: Vec<Problem>,
     },
+    /// The user ended Kiln.
+    #[error("interrupted")]
+    Interrupted(#[source] crate::host::interrupt::Interrupted),
     /// Evaluation could not be run, or gave what no contract lets through.
     #[error("the profile could not be evaluated: {0}")]
     Internal(String),
