@@ -76,7 +76,7 @@ fn literal(value: &Value) -> String {
         Value::Object(fields) => {
             let fields: Vec<_> =
                 fields.iter().map(|(k, v)| format!("{} = {}", string(k), literal(v))).collect();
-            format!("{{ {} }}", fields.join(", "))
+            if fields.is_empty() { "{}".to_owned() } else { format!("{{ {} }}", fields.join(", ")) }
         }
     }
 }
