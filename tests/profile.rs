@@ -218,7 +218,10 @@ fn fields_are_printed_alone() {
 
 #[test]
 fn growth_without_end_is_ended() {
-    let project = Project::new(&[("p.ncl", "{ name = \"p\", epoch = std.array.length (std.array.range 0 1000000000) }")]);
+    let project = Project::new(&[(
+        "p.ncl",
+        "{ name = \"p\", epoch = std.array.length (std.array.range 0 1000000000) }",
+    )]);
     let error = project.refused(&["p.ncl"]);
     assert!(error.contains("out of memory"), "{error}");
 }

@@ -177,7 +177,7 @@ fn disk_tools() -> Vec<&'static str> {
 }
 
 fn vm_tools() -> Vec<&'static str> {
-    [&["base-files"][..], &crate::vm::TOOL_PACKAGES].concat()
+    [&["base-files"][..], crate::vm::TOOL_PACKAGES].concat()
 }
 
 /// Tools run on this machine, whatever the image is for.

@@ -39,7 +39,9 @@ fn text(len: usize) -> Vec<u8> {
 fn noise(len: usize, seed: u32) -> Vec<u8> {
     let mut x = seed | 1;
     let next = |_| {
-        (x ^= x << 13, x ^= x >> 17, x ^= x << 5);
+        x ^= x << 13;
+        x ^= x >> 17;
+        x ^= x << 5;
         x as u8
     };
     (0..len).map(next).collect()

@@ -74,7 +74,10 @@ pub fn data_ranges(file: &File, size: u64) -> io::Result<Vec<Range<u64>>> {
         let start = match lseek64(file, at as i64, Whence::SeekData) {
             Ok(start) => start as u64,
             Err(Errno::ENXIO) => break,
-            Err(Errno::EINVAL) => return Ok(vec![at..size]),
+            Err(Errno::EINVAL) => {
+                ranges.push(at..size);
+                return Ok(ranges);
+            }
             Err(e) => return Err(e.into()),
         };
         let end = lseek64(file, start as i64, Whence::SeekHole)? as u64;

@@ -97,7 +97,7 @@ pub fn block_digest(file: &File) -> io::Result<Digest> {
 /// # Errors
 /// Whatever reading fails with.
 pub fn sha256(file: &File) -> io::Result<Digest> {
-    const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+    static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
     let size = file.metadata()?.len();
     let mut hasher = Hasher::new();
     let hash_hole = |hasher: &mut Hasher, mut len: u64| {

@@ -117,7 +117,7 @@ mod tests {
             let kept = store.adopt_dir(&path, &key).unwrap();
             assert!(!path.exists());
             assert_eq!(store.dir(&key).as_ref(), Some(&kept));
-            assert_eq!(store.dirs().unwrap(), [kept.clone()]);
+            assert_eq!(store.dirs().unwrap(), std::slice::from_ref(&kept));
             assert_eq!(fs::read_to_string(kept.join("usr/file")).unwrap(), "first");
         }
         assert!(store.dir_size(&key).0 >= 4096);

@@ -109,9 +109,9 @@ impl Geometry {
         // The specification's table of cluster sizes for FAT32.
         let sectors_per_cluster = match sectors {
             0..=532_480 => 1,
-            ..=16_777_216 => 8,
-            ..=33_554_432 => 16,
-            ..=67_108_864 => 32,
+            532_481..=16_777_216 => 8,
+            16_777_217..=33_554_432 => 16,
+            33_554_433..=67_108_864 => 32,
             _ => 64,
         };
         let mut table_sectors = 1;
@@ -341,8 +341,8 @@ fn stamp(time: i64) -> Stamp {
     let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     Stamp {
-        date: ((year - 1980) << 9 | month << 5 | day) as u16,
-        time: ((seconds / 3600) << 11 | (seconds / 60 % 60) << 5 | (seconds % 60) / 2) as u16,
+        date: (((year - 1980) << 9) | (month << 5) | day) as u16,
+        time: (((seconds / 3600) << 11) | ((seconds / 60 % 60) << 5) | ((seconds % 60) / 2)) as u16,
     }
 }
 

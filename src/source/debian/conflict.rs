@@ -3,6 +3,7 @@
 //! Two questions are asked in turn. Is there something wanted that lacks something, however one chooses? If not: which
 //! few of the wanted packages exclude each other, and through which inevitable packages?
 
+use std::collections::hash_map::Entry as MapEntry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::dependencies::{Against, Cache, Need};
@@ -77,11 +78,11 @@ impl<'a> Search<'_, '_, 'a> {
         let mut reach: Vec<EntryId> = roots.iter().filter_map(|root| self.policy.candidate(*root)).collect();
         let mut needs: HashMap<EntryId, Vec<Vec<EntryId>>> = HashMap::new();
         while let Some(entry) = reach.pop() {
-            if !needs.contains_key(&entry) {
+            if let MapEntry::Vacant(place) = needs.entry(entry) {
                 let groups: Vec<_> =
                     self.critical(entry).iter().map(|(_, group)| self.solutions(group)).collect();
                 reach.extend(groups.iter().flatten());
-                needs.insert(entry, groups);
+                place.insert(groups);
             }
         }
         let mut dead = Dead::new();
