@@ -6,6 +6,7 @@ mod bake;
 mod boot;
 mod disk;
 mod machine;
+mod realise;
 mod resolve;
 mod rootfs;
 mod run;

@@ -161,6 +161,16 @@ pub(super) enum Claim {
 }
 
 impl Owners {
+    /// Notes that the file at `from` was moved to `to`, unless it is `keeper`'s own.
+    pub fn moved(&self, from: &[u8], to: &[u8], keeper: Option<usize>) {
+        let mut owners = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if owners.get(from).is_some_and(|owner| Some(*owner) != keeper)
+            && let Some(owner) = owners.remove(from)
+        {
+            owners.insert(to.to_vec(), owner);
+        }
+    }
+
     /// Who owns `path`.
     pub fn owner(&self, path: &[u8]) -> Option<usize> {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(path).copied()

@@ -201,6 +201,9 @@ impl<'a> Unpacker<'a> {
             .doing("reading dpkg's diversions")?
             .unwrap_or_default();
         let diversions = dpkg::diversions(&text);
+        for (from, (to, by)) in &diversions {
+            self.owners.moved(from, to, self.packages.iter().position(|p| p.meta.name == *by));
+        }
         let mut late: Vec<usize> = (0..self.packages.len()).filter(|&i| self.packages[i].late).collect();
         late.sort_by_key(|&i| self.rank[i]);
         for index in late {

@@ -43,8 +43,11 @@ const FILES: [&str; 27] = [
 /// Folders that are emptied, themselves kept.
 const FOLDERS: [&str; 4] = ["/run", "/tmp", "/var/tmp", "/var/cache/apt/archives/partial"];
 
-/// Folders below which all files are deleted, directories kept: packages expect those.
+/// Folders below which all files are deleted, directories and links kept: packages expect those.
 const FILES_BELOW: [&str; 3] = ["/var/log", "/var/lib/apt/lists", "/var/cache/apt"];
+
+/// Files of /var/log that packages make with owners of their own: emptied, not deleted.
+const LOGINS: [&str; 4] = ["btmp", "wtmp", "lastlog", "faillog"];
 
 /// What /etc/machine-id says: the first boot gives a new one, and counts as a first boot (machine-id(5)).
 const MACHINE_ID: &str = "uninitialized\n";
@@ -89,10 +92,13 @@ pub(super) fn empty(folder: &Path) -> io::Result<()> {
 fn delete_files(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            delete_files(&entry.path())?
-        } else {
-            fs::remove_file(entry.path())?
+        let (kind, path) = (entry.file_type()?, entry.path());
+        if kind.is_dir() {
+            delete_files(&path)?;
+        } else if kind.is_file() && LOGINS.contains(&entry.file_name().to_string_lossy().as_ref()) {
+            fs::File::options().write(true).truncate(true).open(path)?;
+        } else if !kind.is_symlink() {
+            fs::remove_file(path)?;
         }
     }
     Ok(())
