@@ -24,6 +24,7 @@ enum Answer {
     Unreadable { path: std::path::PathBuf, reason: String },
     Set { set: String, reason: String },
     Nickel(String),
+    Limit(String),
     Internal(String),
 }
 
@@ -52,6 +53,7 @@ fn serve() -> io::Result<()> {
         Err(ProfileError::Unreadable { path, reason }) => Answer::Unreadable { path, reason },
         Err(ProfileError::Set { set, reason }) => Answer::Set { set, reason },
         Err(ProfileError::Nickel(text)) => Answer::Nickel(text),
+        Err(ProfileError::Limit(text)) => Answer::Limit(text),
         Err(ProfileError::Internal(text)) => Answer::Internal(text),
         Err(other) => Answer::Internal(other.to_string()),
     };
@@ -94,19 +96,26 @@ pub(super) fn evaluate(request: &EvalRequest) -> Result<Raw, ProfileError> {
         Answer::Unreadable { path, reason } => Err(ProfileError::Unreadable { path, reason }),
         Answer::Set { set, reason } => Err(ProfileError::Set { set, reason }),
         Answer::Nickel(text) => Err(ProfileError::Nickel(text)),
+        Answer::Limit(text) => Err(ProfileError::Limit(text)),
         Answer::Internal(text) => Err(ProfileError::Internal(text)),
     }
 }
 
+/// What usually makes evaluation go over its limits.
+const ENDLESS: &str = "a function or field that refers to itself without end is the usual reason";
+
+/// The profile went over its limit of memory.
+pub(super) fn too_much_memory() -> ProfileError {
+    let limit = crate::units::Bytes(MAX_MEMORY);
+    ProfileError::Limit(format!("the profile needs more than {limit} of memory to evaluate: {ENDLESS}"))
+}
+
 /// What a child that gave no answer died of.
 fn died(status: ExitStatus, stderr: &str) -> ProfileError {
-    let endless = "a function or field that refers to itself without end is the usual reason";
     if stderr.contains("memory allocation") {
-        let limit = crate::units::Bytes(MAX_MEMORY);
-        return ProfileError::Limit(format!(
-            "the profile needs more than {limit} of memory to evaluate: {endless}"
-        ));
+        return too_much_memory();
     }
+    let endless = ENDLESS;
     if stderr.contains("overflowed its stack") {
         return ProfileError::Limit(format!("the profile is nested too deeply to evaluate: {endless}"));
     }

@@ -30,6 +30,10 @@ pub(super) fn evaluate_on_big_stack(request: &EvalRequest) -> Result<Raw, Profil
         thread.join().unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            // Nickel's arena panics when the child's limit leaves it none; the allocator itself aborts the child.
+            if text.is_some_and(|t| t.contains("out of memory")) {
+                return Err(super::child::too_much_memory());
+            }
             Err(internal(format!("Nickel failed: {}", text.unwrap_or("no reason given"))))
         })
     })
