@@ -63,7 +63,10 @@ fn boots(profile: &str, firmware: Firmware, bus: Bus) {
     setup.disk_size = Some(Bytes(size.0 + GROWTH));
     let vm = machine::with_channel(setup, |channel| {
         settled(channel);
-        grown(channel);
+        // The smallest image leaves out the program that grows it.
+        if profile != "minimal" {
+            grown(channel);
+        }
         assert_eq!(said(channel, "dpkg --verify; dpkg --audit"), "", "dpkg finds something");
         let uefi = said(channel, "test -d /sys/firmware/efi && echo uefi || echo bios");
         assert_eq!(uefi.trim() == "uefi", firmware == Firmware::Ovmf, "the firmware is {uefi}");

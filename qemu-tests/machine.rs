@@ -42,11 +42,9 @@ fn locked_tools() -> PathBuf {
         dirs.into_iter().find(|tree| Qemu::tools(tree).is_ok())
     };
     tools().unwrap_or_else(|| {
-        let profile = Path::new(env!("CARGO_MANIFEST_DIR")).join("profiles/minimal.ncl");
-        let output =
-            Command::new(KILN).arg("--store").arg(&store).arg("run").arg(profile).arg("--dry-run").output();
-        let output = output.expect("kiln runs");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let profile = profiles().join("minimal.ncl");
+        refresh_lock(&profile);
+        kiln(Command::new(KILN).arg("run").arg(profile).arg("--dry-run"));
         tools().expect("a dry run makes the tools tree")
     })
 }
@@ -69,18 +67,39 @@ pub fn image(profile: &str) -> PathBuf {
     static BAKING: Mutex<()> = Mutex::new(());
     let _one = BAKING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let out = cache().join("out").join(profile);
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let output = Command::new(KILN)
-        .arg("build")
-        .arg(root.join("profiles").join(format!("{profile}.ncl")))
-        .args(["--format", "raw", "-o"])
-        .arg(&out)
-        .arg("--store")
-        .arg(cache().join("store"))
-        .output()
-        .expect("kiln runs");
-    assert!(output.status.success(), "{profile}: {}", String::from_utf8_lossy(&output.stderr));
+    let path = profiles().join(format!("{profile}.ncl"));
+    refresh_lock(&path);
+    kiln(Command::new(KILN).arg("build").arg(path).args(["--format", "raw", "-o"]).arg(&out));
     out.join(format!("{profile}.raw"))
+}
+
+/// A copy of `profiles/` outside the source, so that locks are made there.
+fn profiles() -> PathBuf {
+    static COPIED: OnceLock<PathBuf> = OnceLock::new();
+    let copy = || {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("profiles");
+        let folder = cache().join("source");
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let copied = Command::new("cp").arg("-r").arg(source).arg(&folder).status().expect("cp");
+        assert!(copied.success());
+        folder.join("profiles")
+    };
+    COPIED.get_or_init(copy).clone()
+}
+
+/// Locks anew what was locked a day ago or is not locked: mirrors drop versions that are superseded.
+fn refresh_lock(profile: &Path) {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let modified = std::fs::metadata(profile.with_extension("lock")).and_then(|m| m.modified());
+    let fresh = modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age < DAY));
+    let update: &[&str] = if fresh { &[] } else { &["--update"] };
+    kiln(Command::new(KILN).arg("lock").arg(profile).args(update));
+}
+
+/// Runs Kiln with the tests' store.
+fn kiln(command: &mut Command) {
+    let output = command.arg("--store").arg(cache().join("store")).output().expect("kiln runs");
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// A setup with all that tests have in common; the accelerator is tried once.

@@ -5,6 +5,7 @@ mod archive;
 mod bake;
 mod boot;
 mod disk;
+mod images;
 mod machine;
 mod realise;
 mod resolve;
