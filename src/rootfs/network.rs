@@ -36,10 +36,12 @@ pub(super) fn apply(
     }
     match network.manager {
         Manager::Networkd => networkd(editor, system, requests)?,
-        // cloud-init prefers netplan and ifupdown; without them it writes files for systemd-networkd.
+        // cloud-init prefers netplan and ifupdown; without them it writes files for systemd-networkd. Outside of any
+        // cloud it does nothing at all, and the interfaces are nobody's unless they are matched here.
         Manager::CloudInit
             if !editor.has("/usr/sbin/ifup") && units::exists(editor, "systemd-networkd.service") =>
         {
+            dhcp(editor, system)?;
             requests.insert("systemd-networkd.service".to_owned(), UnitState::Enabled);
         }
         Manager::CloudInit | Manager::None => {}
@@ -63,12 +65,18 @@ fn networkd(editor: &mut Editor, system: &System, requests: &mut Requests) -> Re
         let file = if known { name.clone() } else { format!("{name}.network") };
         editor.write(&field, &format!("/etc/systemd/network/{file}"), with_line_end(text))?;
     }
-    if network.dhcp {
+    dhcp(editor, system)?;
+    requests.insert(unit.to_owned(), UnitState::Enabled);
+    Ok(())
+}
+
+/// DHCP for what no other file matches; cloud-init's own files (`10-cloud-init-…`) come before it.
+fn dhcp(editor: &mut Editor, system: &System) -> Result<(), RootfsError> {
+    if system.network.dhcp {
         editor.write("network.dhcp", "/etc/systemd/network/zz-kiln-dhcp.network", DHCP)?;
         let path = "/etc/systemd/system/systemd-networkd-wait-online.service.d/kiln.conf";
         editor.write("network.dhcp", path, WAIT_FOR_ANY)?;
     }
-    requests.insert(unit.to_owned(), UnitState::Enabled);
     Ok(())
 }
 
