@@ -77,14 +77,26 @@ pub fn image(profile: &str) -> PathBuf {
 fn profiles() -> PathBuf {
     static COPIED: OnceLock<PathBuf> = OnceLock::new();
     let copy = || {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("profiles");
-        let folder = cache().join("source");
-        std::fs::create_dir_all(&folder).expect("a folder");
-        let copied = Command::new("cp").arg("-r").arg(source).arg(&folder).status().expect("cp");
-        assert!(copied.success());
-        folder.join("profiles")
+        let folder = cache().join("profiles");
+        copy_changed(&Path::new(env!("CARGO_MANIFEST_DIR")).join("profiles"), &folder);
+        folder
     };
     COPIED.get_or_init(copy).clone()
+}
+
+/// Copies what differs, each file at once: another test's process may be reading it.
+fn copy_changed(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).expect("a folder").flatten() {
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if from.is_dir() {
+            copy_changed(&from, &to);
+            continue;
+        }
+        let bytes = std::fs::read(&from).expect("a file");
+        if std::fs::read(&to).ok().as_ref() != Some(&bytes) && from.extension().is_none_or(|e| e != "lock") {
+            kiln::host::fs::write_atomically(&to, &bytes).expect("a copy");
+        }
+    }
 }
 
 /// Locks anew what was locked a day ago or is not locked: mirrors drop versions that are superseded.

@@ -89,7 +89,7 @@ fn a_tree_with_everything_arrives_whole() {
         "ea_list /owned",
         &["security.capability (20)", "user.origin (13)", "system.posix_acl_access (28)"],
     );
-    expect("ea_get /owned user.origin", &["one\\012two\\000three"]);
+    expect("ea_get /owned user.origin", &["6f 6e 65 0a 74 77 6f 00 74 68 72 65 65"]);
     expect("ea_list \"/quote\"\" and blank\"", &["user.origin (13)", "system.posix_acl_access (28)"]);
     expect("ls /srv/data", &["."]);
     assert!(!ask("root", "ls /srv/data").contains("below"));

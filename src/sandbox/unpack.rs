@@ -119,7 +119,10 @@ pub(super) fn read_all(paths: &[PathBuf]) -> Inner<Vec<Package>> {
             let control = Deb::open(path)?.control()?;
             let meta = Meta::of(&control)?;
             let conffiles = dpkg::conffiles(&control).into_iter().map(|c| c.path).collect();
-            let diverts = control.text("preinst").is_some_and(|script| script.contains("dpkg-divert"));
+            // Those that divert files, and those that ask whether their own AppArmor profile was there before.
+            let diverts = control
+                .text("preinst")
+                .is_some_and(|script| script.contains("dpkg-divert") || script.contains("/etc/apparmor.d/"));
             let size = std::fs::metadata(path)?.len();
             let file = if diverts { Some(File::open(path)?) } else { None };
             Ok(Package { path: path.clone(), size, late: diverts, file, meta, control, conffiles })
