@@ -10,7 +10,7 @@ use crate::lock::LOCAL;
 use crate::package::LockedPackage;
 use crate::sandbox;
 use crate::store::{Inputs, StepResult};
-use crate::system::Fetch;
+use crate::system::{Fetch, System};
 
 /// Which programs of the tools tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl Session<'_> {
             }
         }
         if !missing.is_empty() {
-            let mirrors = self.mirrors_of(locked)?;
+            let mirrors = self.mirrors_of(locked.profile.system())?;
             let wanted = missing.iter().map(|p| {
                 let date = locked.lock.archive_date(&p.archive).unwrap_or_default();
                 Download {
@@ -82,9 +82,9 @@ impl Session<'_> {
         }
     }
 
-    fn mirrors_of(&self, locked: &Locked) -> Result<crate::fetch::Mirrors, BakeError> {
+    /// The session's mirrors, and those that the system's sources name.
+    pub(super) fn mirrors_of(&self, system: &System) -> Result<crate::fetch::Mirrors, BakeError> {
         let mut mirrors = self.mirrors.clone();
-        let system = locked.profile.system();
         for source in system.sources.values().chain([&system.tools]) {
             mirrors.add_source(source)?;
         }
@@ -139,11 +139,7 @@ impl Session<'_> {
             ToolSet::Vm => &locked.lock.vm_tools,
         };
         let result = self.store.step(&inputs, &self.waiting("tools"), || {
-            let mut debs = self.realise(locked, packages)?;
-            // The links of the merged /usr must be there before anything lies behind them.
-            if let Some(at) = packages.iter().position(|p| p.name == "base-files") {
-                debs[..=at].rotate_right(1);
-            }
+            let debs = self.realise(locked, packages)?;
             let _task = self.watch.task("unpacking", "tools", 0);
             let scratch = self.store.scratch("tools")?;
             let folder = scratch.path().join("tree");

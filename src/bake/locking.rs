@@ -104,10 +104,7 @@ impl Session<'_> {
 
     fn resolve(&self, profile: &Profile, old: Option<&Lock>, update: &Update) -> Result<Lock, BakeError> {
         let system = profile.system();
-        let mut mirrors = self.mirrors.clone();
-        for source in system.sources.values().chain([&system.tools]) {
-            mirrors.add_source(source)?;
-        }
+        let mirrors = self.mirrors_of(system)?;
         let task = self.watch.task("reading", "package lists", 0);
         let progress = |p: crate::fetch::Progress| task.at(p.bytes_done, "package lists");
         let remote = Remote {

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
 
 use serde_json::json;
 
@@ -380,11 +379,8 @@ fn parse_paths(bytes: &[u8]) -> BTreeSet<TreePath> {
 
 /// Opens a store's image for reading.
 pub(super) fn open_image(store: &Store, image: &RawImage) -> Result<fs::File, BakeError> {
-    let gone = || io::Error::new(io::ErrorKind::NotFound, "it is gone");
     let path = store.image_path(&image.blocks).unwrap_or_else(|| image.path.clone());
-    fs::File::open(&path)
-        .map_err(|e| if e.kind() == io::ErrorKind::NotFound { gone() } else { e })
-        .map_err(|e| BakeError::Kept { what: "disk", why: e.to_string() })
+    fs::File::open(&path).map_err(|e| BakeError::Kept { what: "disk", why: e.to_string() })
 }
 
 #[cfg(test)]
