@@ -53,7 +53,7 @@ impl Fixture {
         fs::create_dir_all(&folder)?;
         let tools = bootstrap(&folder.join("tools"), "extract", &TOOL_PACKAGES.join(","))?;
         let root = bootstrap(&folder.join("root"), "essential", ROOT_PACKAGES)?;
-        let pack = folder.join("pack");
+        let pack = tempfile::tempfile_in(&folder)?;
         let mut tree = capture(&root, &pack)?;
         let mut system = System { name: NAME.into(), ..System::default() };
         system.boot.consoles = vec!["tty0".into(), "ttyS0,115200n8".into()];
@@ -61,14 +61,22 @@ impl Fixture {
         let config = Node::new(Kind::File(Content::bytes(config)), 0o644, EPOCH);
         tree.insert_with_parents(kiln::boot::GRUB_CFG_PATH, config);
         tree.insert("etc/machine-id", Node::new(Kind::File(Content::bytes("uninitialized\n")), 0o444, EPOCH));
-        Ok(Fixture { tools, tree, folder, pack: Arc::new(File::open(pack)?) })
+        Ok(Fixture { tools, tree, folder, pack: Arc::new(pack) })
     }
 }
 
 /// Makes a tree with mmdebstrap unless it is there; the mirror is KILN_MIRROR or that of the host.
+///
+/// Each test is a process of its own: the first one makes it, the others wait for its lock. What a killed run left
+/// is made anew.
 fn bootstrap(target: &Path, variant: &str, packages: &str) -> io::Result<PathBuf> {
+    let lock = File::create(target.with_extension("lock"))?;
+    lock.lock()?;
     if !target.exists() {
         let unfinished = target.with_extension("unfinished");
+        if unfinished.exists() {
+            fs::remove_dir_all(&unfinished)?;
+        }
         let mirror =
             std::env::var("KILN_MIRROR").ok().or_else(host_mirror).expect("KILN_MIRROR or apt sources");
         let status = Command::new("mmdebstrap")
@@ -96,8 +104,8 @@ fn host_mirror() -> Option<String> {
 }
 
 /// Reads a folder of the host as a tree whose files' bytes go into one pack.
-fn capture(root: &Path, pack: &Path) -> io::Result<Tree> {
-    let mut out = BufWriter::new(File::create(pack)?);
+fn capture(root: &Path, pack: &File) -> io::Result<Tree> {
+    let mut out = BufWriter::new(pack);
     let (mut tree, mut links, mut offset) = (Tree::new(), BTreeMap::new(), 0);
     let mut todo = vec![root.to_owned()];
     while let Some(path) = todo.pop() {
