@@ -13,7 +13,7 @@
 //! | 5 | [`cli`]: one verb a file |
 //! | 4 | [`bake`]: the phases, chained; cache keys |
 //! | 3, effects | [`store`], [`fetch`], [`sandbox`], [`image`], [`export`], [`vm`] |
-//! | 2, pure | [`profile`], [`source`], [`lock`], [`rootfs`], [`boot`], [`layout`], [`format`] |
+//! | 2, pure | [`profile`], [`source`], [`lock`], [`rootfs`], [`boot`], [`layout`], [`format`], [`check`] |
 //! | 1, data | [`system`], [`package`], [`tree`], [`artifact`] |
 //! | 0 | [`units`], [`digest`], [`date`], [`arch`], [`host`] |
 #![deny(missing_docs)]
@@ -23,6 +23,7 @@ pub mod arch;
 pub mod artifact;
 pub mod bake;
 pub mod boot;
+pub mod check;
 pub mod cli;
 pub mod date;
 pub mod digest;
