@@ -15,13 +15,14 @@
 //! | 3, effects | [`store`], [`fetch`], [`sandbox`], [`image`], [`export`], [`vm`] |
 //! | 2, pure | [`profile`], [`source`], [`lock`], [`rootfs`], [`boot`], [`layout`], [`format`], [`check`] |
 //! | 1, data | [`system`], [`package`], [`tree`], [`artifact`] |
-//! | 0 | [`units`], [`digest`], [`date`], [`arch`], [`host`] |
+//! | 0 | [`units`], [`digest`], [`date`], [`base64`], [`arch`], [`host`] |
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 
 pub mod arch;
 pub mod artifact;
 pub mod bake;
+pub mod base64;
 pub mod boot;
 pub mod check;
 pub mod cli;

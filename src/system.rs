@@ -4,6 +4,8 @@
 //! all defaults are filled in there, so that a value of these types says everything. Sets are records (maps), so that
 //! modules can add to them and switch single entries off.
 
+pub mod test;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -85,6 +87,8 @@ pub struct System {
     pub disk: Disk,
     /// How it boots.
     pub boot: Boot,
+    /// What is tested of it. Nothing here shapes the image.
+    pub test: test::Test,
 }
 
 /// A package archive.

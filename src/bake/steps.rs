@@ -330,7 +330,8 @@ pub(super) fn tree_inputs(locked: &Locked, packages: &StepResult) -> Result<Inpu
         .with("epoch", locked.epoch())
         .with("packages", fact(packages, "digest"));
     if let serde_json::Value::Object(fields) = &locked.profile.evaluated.json {
-        for (field, value) in fields {
+        // What is tested of an image is no part of it.
+        for (field, value) in fields.iter().filter(|(field, _)| *field != "test") {
             inputs = inputs.with(format!("profile {field}"), shown(value));
         }
     }

@@ -16,10 +16,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::credentials::{Credential, base64, from_base64};
+use super::credentials::Credential;
 use super::failure::VmError;
 use super::machine::PORTS_BUS;
 use super::process::Vm;
+use crate::base64::{base64, from_base64};
 
 const PORT: &str = "org.kiln.check.0";
 /// Output beyond this is cut off, in bytes of each of both streams.
