@@ -102,7 +102,7 @@ fn files(system: &System, tree: &Tree) -> Vec<Check> {
     let fetched = system.fetch.iter().filter(|(_, f)| f.enable).map(|(path, _)| path);
     let paths = own.chain(fetched).filter(|path| !LIVING.contains(&path.as_str()));
     let checks = paths.filter_map(|path| {
-        let node = tree.get(&normal(path.as_bytes()))?;
+        let node = tree.get(normal(path.as_bytes()))?;
         let sha256 = match &node.kind {
             Kind::File(content) => Some(content.sha256()),
             _ => None,

@@ -24,6 +24,14 @@ pub enum BootFailure {
     InitramfsShell,
     /// systemd entered emergency or rescue mode.
     EmergencyMode,
+    /// The machine reset itself before a kernel spoke.
+    LoaderReset,
+    /// The system restarts itself again and again.
+    RebootLoop,
+    /// Nothing moves any more: no processor time, no word on the console.
+    Hang,
+    /// The kernel killed a program because there was no memory left.
+    OutOfMemory,
 }
 
 impl fmt::Display for BootFailure {
@@ -35,12 +43,16 @@ impl fmt::Display for BootFailure {
             BootFailure::KernelPanic => "kernel panic",
             BootFailure::InitramfsShell => "the initramfs gave up and opened a shell",
             BootFailure::EmergencyMode => "systemd entered emergency mode",
+            BootFailure::LoaderReset => "the boot loader found nothing to start and reset the machine",
+            BootFailure::RebootLoop => "the system restarts itself again and again",
+            BootFailure::Hang => "the system hangs",
+            BootFailure::OutOfMemory => "the guest ran out of memory",
         })
     }
 }
 
 /// Texts that tell a failure wherever they stand in a line.
-const SIGNS: [(&str, BootFailure); 17] = [
+const SIGNS: [(&str, BootFailure); 20] = [
     ("No bootable device", BootFailure::NoBootableDevice),
     ("Could not read the boot disk", BootFailure::NoBootableDevice),
     ("not a bootable disk", BootFailure::NoBootableDevice),
@@ -58,6 +70,9 @@ const SIGNS: [(&str, BootFailure); 17] = [
     ("the root account is locked", BootFailure::EmergencyMode),
     ("Reached target emergency.target", BootFailure::EmergencyMode),
     ("Started emergency.service", BootFailure::EmergencyMode),
+    ("Out of memory: Killed process", BootFailure::OutOfMemory),
+    ("Out of memory and no killable processes", BootFailure::OutOfMemory),
+    ("Memory cgroup out of memory: Killed process", BootFailure::OutOfMemory),
 ];
 
 /// Prompts that a line begins with.

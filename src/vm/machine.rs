@@ -120,8 +120,10 @@ pub struct Machine {
     pub credentials: Vec<PathBuf>,
     /// Whether there is a virtio-serial controller for a [`crate::vm::Channel`].
     pub channel: bool,
-    /// A guest that resets itself is started again (true), or ends the machine (false), so that a boot loop is seen.
+    /// A guest that resets itself is started again (true), or ends the machine (false).
     pub reboots: bool,
+    /// Whether there is a screen, of which [`crate::vm::Vm::screenshot`] takes a picture.
+    pub screen: bool,
 }
 
 /// PCI address name of the virtio-serial bus.
@@ -144,6 +146,9 @@ impl Machine {
         argv.pair("-device", "pvpanic-pci");
         for file in &self.credentials {
             argv.path("-smbios", "type=11,path=", file, "");
+        }
+        if self.screen {
+            argv.pair("-device", "VGA");
         }
         argv.pair("-action", if self.reboots { "reboot=reset" } else { "reboot=shutdown" });
         argv.0
@@ -273,6 +278,7 @@ mod tests {
             credentials: vec![],
             channel: false,
             reboots: true,
+            screen: false,
         }
     }
 

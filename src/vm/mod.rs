@@ -22,6 +22,7 @@ pub mod machine;
 pub mod prepare;
 pub mod probe;
 pub mod process;
+mod pulse;
 pub mod qemu;
 pub mod qmp;
 

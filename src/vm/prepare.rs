@@ -43,6 +43,8 @@ pub struct Setup {
     pub channel: bool,
     /// Whether a guest that resets itself boots again.
     pub reboots: bool,
+    /// Whether the machine has a screen.
+    pub screen: bool,
     /// Where the machine's own folder is made; it goes away with the machine.
     pub scratch: PathBuf,
     /// Keeps what the guest writes in this new file, instead of throwing it away.
@@ -69,6 +71,7 @@ impl Setup {
             credentials: Vec::new(),
             channel: false,
             reboots: true,
+            screen: false,
             scratch: scratch.to_owned(),
             keep: None,
             kiln: None,
@@ -134,6 +137,7 @@ pub fn prepare(mut setup: Setup) -> Result<Prepared, VmError> {
         credentials,
         channel: setup.channel,
         reboots: setup.reboots,
+        screen: setup.screen,
     };
     Ok(Prepared { machine, qemu: setup.qemu, kiln: setup.kiln, folder })
 }

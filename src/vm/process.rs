@@ -22,9 +22,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::console::{Console, Line};
-use super::failure::{Ending, VmError, named};
+use super::failure::{BootFailure, Ending, VmError, named};
 use super::machine::Machine;
 use super::prepare::Prepared;
+use super::pulse::Pulse;
 use super::qemu::Qemu;
 use super::{launch, qmp};
 use crate::host::interrupt;
@@ -70,6 +71,17 @@ struct State {
     paused: bool,
     stderr: Vec<u8>,
     ending: Option<Ending>,
+    pulse: Pulse,
+    resets: Vec<Reset>,
+    expected_resets: usize,
+}
+
+/// A restart of the guest by itself.
+#[derive(Debug, Clone, Copy)]
+struct Reset {
+    at: Duration,
+    /// How many lines the console had.
+    lines: usize,
 }
 
 impl Shared {
@@ -188,6 +200,56 @@ impl Vm {
         self.shared.lock().console.tail(TAIL)
     }
 
+    /// The console's lines so far, the last of them perhaps unfinished.
+    #[must_use]
+    pub fn lines(&self) -> Vec<Line> {
+        let state = self.shared.lock();
+        let unfinished = Line { at: self.started.elapsed(), text: state.console.partial() };
+        let whole = state.console.since(0).cloned();
+        whole.chain(Some(unfinished).filter(|line| !line.text.trim().is_empty())).collect()
+    }
+
+    /// Number of the console's next line.
+    #[must_use]
+    pub fn line_count(&self) -> usize {
+        self.shared.lock().console.count()
+    }
+
+    /// Takes the next restart of the guest as asked for.
+    pub fn expect_reset(&self) {
+        self.shared.lock().expected_resets += 1;
+    }
+
+    /// How often the guest has restarted itself.
+    #[must_use]
+    pub fn resets(&self) -> usize {
+        self.shared.lock().resets.len()
+    }
+
+    /// Fails when nothing has moved for `limit`: neither the console spoke, nor did the guest use its processors.
+    ///
+    /// # Errors
+    /// [`VmError::Boot`] with [`BootFailure::Hang`].
+    pub fn check_pulse(&self, limit: Duration) -> Result<(), VmError> {
+        let idle = self.shared.lock().pulse.idle_since();
+        match idle {
+            Some(since) if self.age().saturating_sub(since) > limit => {
+                let tail = self.tail();
+                let line = tail.last().cloned().unwrap_or_default();
+                Err(VmError::Boot { failure: BootFailure::Hang, line, at: since, tail })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes what the screen shows to a new PNG file; the machine must have one ([`Machine::screen`]).
+    ///
+    /// # Errors
+    /// [`VmError::Monitor`].
+    pub fn screenshot(&self, path: &std::path::Path) -> Result<(), VmError> {
+        self.execute("screendump", &json!({ "filename": path, "format": "png" })).map(|_| ())
+    }
+
     /// Types into the serial console.
     ///
     /// # Errors
@@ -296,7 +358,28 @@ impl Vm {
         if paused {
             self.check_paused()?;
         }
+        self.check_resets()?;
         Ok(interrupt::check()?)
+    }
+
+    /// One restart nobody asked for may be meant (a first boot that needs it); a second one is a loop. One before any kernel
+    /// spoke is the boot loader's.
+    fn check_resets(&self) -> Result<(), VmError> {
+        let state = self.shared.lock();
+        let unasked = &state.resets[state.expected_resets.min(state.resets.len())..];
+        let (Some(last), count) = (unasked.last().copied(), unasked.len()) else { return Ok(()) };
+        let began = state.resets.iter().rev().nth(1).map_or(0, |reset| reset.lines);
+        let dropped = state.console.count() - state.console.since(0).count();
+        let mut lines = state.console.since(began).take(last.lines.saturating_sub(began.max(dropped)));
+        let kernel = lines.any(|line| line.text.contains("Linux version"));
+        drop(state);
+        let failure = match count {
+            _ if !kernel => BootFailure::LoaderReset,
+            1 => return Ok(()),
+            _ => BootFailure::RebootLoop,
+        };
+        let (tail, line) = (self.tail(), format!("the guest reset itself at {:.1} s", last.at.as_secs_f64()));
+        Err(VmError::Boot { failure, line, at: last.at, tail })
     }
 
     /// A machine that paused unasked stays paused for ever. One on its way out is none of those.
@@ -428,7 +511,9 @@ impl Reader {
                 if let Some(tap) = &mut self.tap {
                     tap(bytes);
                 }
-                self.shared.lock().console.feed(bytes, self.started.elapsed());
+                let mut state = self.shared.lock();
+                state.console.feed(bytes, self.started.elapsed());
+                state.pulse.spoke();
             }
             if let Some(bytes) = part(&mut self.monitor, monitor, &mut buffer) {
                 self.unfinished.extend_from_slice(bytes);
@@ -442,6 +527,7 @@ impl Reader {
             if !(monitor || serial || errors) && self.ended(&mut child) {
                 return;
             }
+            self.shared.lock().pulse.look(child.id(), self.started.elapsed());
             self.shared.changed.notify_all();
         }
     }
@@ -458,6 +544,10 @@ impl Reader {
                     "SHUTDOWN" => state.reason = data["reason"].as_str().map(str::to_owned),
                     "STOP" => state.paused = true,
                     "RESUME" => state.paused = false,
+                    "RESET" if data["guest"].as_bool() == Some(true) => {
+                        let reset = Reset { at: self.started.elapsed(), lines: state.console.count() };
+                        state.resets.push(reset);
+                    }
                     _ => {}
                 },
                 qmp::Message::Other => {}
