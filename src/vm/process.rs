@@ -370,8 +370,8 @@ impl Vm {
         let (Some(last), count) = (unasked.last().copied(), unasked.len()) else { return Ok(()) };
         let began = state.resets.iter().rev().nth(1).map_or(0, |reset| reset.lines);
         let dropped = state.console.count() - state.console.since(0).count();
-        let mut lines = state.console.since(began).take(last.lines.saturating_sub(began.max(dropped)));
-        let kernel = lines.any(|line| line.text.contains("Linux version"));
+        let lines = last.lines.saturating_sub(began.max(dropped));
+        let kernel = state.console.since(began).take(lines).any(|l| l.text.contains("Linux version"));
         drop(state);
         let failure = match count {
             _ if !kernel => BootFailure::LoaderReset,
