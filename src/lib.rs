@@ -6,16 +6,19 @@
 //!                     └──export──▶ qcow2 · …
 //! ```
 //!
-//! A module imports only from floors below its own; siblings don't import each other.
+//! A module imports only from floors below its own; siblings don't import each other. `tests/house.rs` reads this table
+//! and every module, and compares.
 //!
 //! | floor | modules |
 //! |---|---|
-//! | 5 | [`cli`]: one verb a file |
-//! | 4 | [`bake`]: the phases, chained; cache keys |
-//! | 3, effects | [`store`], [`fetch`], [`sandbox`], [`image`], [`export`], [`vm`] |
-//! | 2, pure | [`profile`], [`source`], [`lock`], [`rootfs`], [`boot`], [`layout`], [`format`], [`check`] |
-//! | 1, data | [`system`], [`package`], [`tree`], [`artifact`] |
-//! | 0 | [`units`], [`digest`], [`date`], [`base64`], [`arch`], [`host`] |
+//! | 7 | [`cli`]: one verb a file |
+//! | 6 | [`bake`]: the phases, chained; cache keys |
+//! | 5, effects | [`store`], [`fetch`], [`sandbox`], [`image`], [`export`], [`vm`] |
+//! | 4, pure | [`profile`], [`source`], [`lock`], [`rootfs`], [`boot`], [`layout`], [`check`] |
+//! | 3, formats | [`format`]: bytes on a disk, and how much room they take |
+//! | 2, data | [`system`], [`package`], [`tree`], [`artifact`] |
+//! | 1 | [`host`]: files, interrupts, programs of a tools tree |
+//! | 0 | [`units`], [`digest`], [`date`], [`base64`], [`arch`] |
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 

@@ -3,6 +3,7 @@
 mod archives;
 mod docs;
 mod downloads;
+mod house;
 mod locks;
 mod profile;
 mod reference;

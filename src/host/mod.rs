@@ -1,4 +1,4 @@
-//! What of the host every floor may use: files and processes.
+//! What of the host the floors above may use: files, interrupts, programs of a tools tree.
 pub mod fs;
 pub mod interrupt;
 pub mod tools;

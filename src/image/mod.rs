@@ -21,7 +21,7 @@ use crate::artifact::RawImage;
 use crate::boot::BootError;
 use crate::boot::grub::{self, GrubError};
 use crate::format::fat::{FatError, Volume};
-use crate::format::gpt::{BACKUP_SECTORS, Entry, GptError, Table};
+use crate::format::gpt::{BACKUP_SECTORS, GptError};
 use crate::format::mbr;
 use crate::host::fs::FileError;
 use crate::host::interrupt::Interrupted;
@@ -154,7 +154,7 @@ impl Disk<'_> {
 /// Protective MBR with GRUB's boot code, and both copies of the partition table.
 fn write_table(job: &WriteJob<'_>, disk: &Disk<'_>) -> Result<(), ImageError> {
     let layout = job.layout;
-    let table = table(layout);
+    let table = layout.table();
     let encoded = table.encode()?;
     let code = match layout.partitions.iter().find(|p| p.holds == Holds::GrubCore) {
         Some(core) => grub::boot_code(&job.boot.boot_img, core.first)?,
@@ -164,23 +164,6 @@ fn write_table(job: &WriteJob<'_>, disk: &Disk<'_>) -> Result<(), ImageError> {
     disk.put(SECTOR, &encoded.primary)?;
     disk.put(Lba(table.sectors - BACKUP_SECTORS).offset().0, &encoded.backup)?;
     Ok(())
-}
-
-/// The partition table of a layout.
-#[must_use]
-pub fn table(layout: &Layout) -> Table {
-    let entry = |p: &Partition| Entry {
-        number: p.number,
-        type_guid: p.type_guid,
-        guid: p.guid,
-        first: p.first,
-        last: p.last,
-        attributes: p.attributes,
-        name: p.name.clone(),
-    };
-    let mut entries: Vec<Entry> = layout.partitions.iter().map(entry).collect();
-    entries.sort_by_key(|e| e.number);
-    Table { disk_guid: layout.guid, sectors: layout.size.sectors(), entries }
 }
 
 fn write_esp(job: &WriteJob<'_>, disk: &Disk<'_>, partition: &Partition, id: u32) -> Result<(), ImageError> {

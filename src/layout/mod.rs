@@ -25,6 +25,7 @@ use uuid::Uuid;
 
 use crate::arch::Arch;
 use crate::format::ext4::{Ext4, Need};
+use crate::format::gpt::{Entry, Table};
 use crate::system::{Disk, ExtraFs, ExtraPartition, Firmware};
 use crate::tree::Tree;
 use crate::units::{Bytes, Lba, MIB, SECTOR};
@@ -331,6 +332,23 @@ impl Layout {
     #[must_use]
     pub fn partition(&self, name: &str) -> Option<&Partition> {
         self.partitions.iter().find(|p| p.name == name)
+    }
+
+    /// The partition table.
+    #[must_use]
+    pub fn table(&self) -> Table {
+        let entry = |p: &Partition| Entry {
+            number: p.number,
+            type_guid: p.type_guid,
+            guid: p.guid,
+            first: p.first,
+            last: p.last,
+            attributes: p.attributes,
+            name: p.name.clone(),
+        };
+        let mut entries: Vec<Entry> = self.partitions.iter().map(entry).collect();
+        entries.sort_by_key(|e| e.number);
+        Table { disk_guid: self.guid, sectors: self.size.sectors(), entries }
     }
 
     /// Mount points of further partitions, as paths in the tree: what lies below them isn't the root's.

@@ -51,7 +51,7 @@ fn further_partitions_lie_before_the_root() {
     let layout = plan(&request(&disk, &tree)).unwrap();
     insta::assert_snapshot!(layout);
     assert_eq!(layout.mounts().collect::<Vec<_>>(), ["srv/data"]);
-    crate::image::table(&layout).check().unwrap();
+    layout.table().check().unwrap();
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn firmware_decides_which_partitions_there_are() {
     let names = |firmware| {
         let (disk, tree) = (disk(), server());
         let layout = plan(&LayoutRequest { firmware, ..request(&disk, &tree) }).unwrap();
-        crate::image::table(&layout).check().unwrap();
+        layout.table().check().unwrap();
         layout.partitions.iter().map(|p| (p.number, p.first.0)).collect::<Vec<_>>()
     };
     assert_eq!(names(Firmware::Bios), [(14, 2048), (1, 4096)]);
