@@ -15,9 +15,9 @@ use nix::unistd::Pid;
 const KILN: &str = env!("CARGO_BIN_EXE_kiln");
 
 /// What all tests of this module start from: a locked profile, the packages, and the digests of a first bake.
-struct Reference {
-    folder: tempfile::TempDir,
-    images: Vec<(String, String)>,
+pub(crate) struct Reference {
+    lock: String,
+    pub(crate) images: Vec<(String, String)>,
 }
 
 /// A profile that covers what could differ between hosts: files, users, a script that runs in the tree.
@@ -30,7 +30,7 @@ const PROFILE: &str = r##"(import "profiles/minimal.ncl") & {
 }
 "##;
 
-fn reference() -> &'static Reference {
+pub(crate) fn reference() -> &'static Reference {
     static REFERENCE: OnceLock<Reference> = OnceLock::new();
     REFERENCE.get_or_init(|| {
         let folder = tempfile::Builder::new().prefix("kiln-bake-").tempdir_in("/var/tmp").expect("a folder");
@@ -40,12 +40,13 @@ fn reference() -> &'static Reference {
         command.args(["--format", "raw,qcow2"]);
         finished(command);
         let images = digests(&folder.path().join("out"));
-        Reference { folder, images }
+        let lock = fs::read_to_string(folder.path().join("project/same.lock")).expect("a lock");
+        Reference { lock, images }
     })
 }
 
 /// Where packages are downloaded to once for all tests.
-fn shared_store() -> PathBuf {
+pub(crate) fn shared_store() -> PathBuf {
     match std::env::var_os("KILN_STORE") {
         Some(store) => store.into(),
         None => Path::new(env!("CARGO_TARGET_TMPDIR")).join("store"),
@@ -70,14 +71,14 @@ fn project(folder: &Path, reversed: bool) {
 }
 
 /// `kiln build` of a project with a store and an output folder.
-fn kiln(store: &Path, project: &Path, out: &Path) -> Command {
+pub(crate) fn kiln(store: &Path, project: &Path, out: &Path) -> Command {
     let mut command = Command::new(KILN);
     command.arg("--store").arg(store).arg("build").arg(project.join("same.ncl")).arg("-o").arg(out);
     command.stdin(Stdio::null());
     command
 }
 
-fn finished(mut command: Command) -> Output {
+pub(crate) fn finished(mut command: Command) -> Output {
     let output = command.output().expect("kiln starts");
     assert!(output.status.success(), "{:?}: {}", output.status, String::from_utf8_lossy(&output.stderr));
     output
@@ -97,9 +98,13 @@ fn digests(out: &Path) -> Vec<(String, String)> {
 }
 
 /// A store with the packages of the reference and nothing else, below `folder`.
-fn store_with_packages(folder: &Path) -> PathBuf {
+pub(crate) fn store_with_packages(folder: &Path) -> PathBuf {
+    store_with(&reference().lock, folder)
+}
+
+/// A store with what a lock names, of what the shared store has, and nothing else, below `folder`.
+pub(crate) fn store_with(lock: &str, folder: &Path) -> PathBuf {
     let store = folder.join("store");
-    let lock = fs::read_to_string(reference().folder.path().join("project/same.lock")).expect("a lock");
     for word in lock.split(|c: char| !c.is_ascii_hexdigit()).filter(|w| w.len() == 64) {
         let blob = Path::new("blobs").join(&word[..2]).join(word);
         if shared_store().join(&blob).exists() {
@@ -111,15 +116,14 @@ fn store_with_packages(folder: &Path) -> PathBuf {
 }
 
 /// A folder of its own with a project as the reference's, locked the same.
-fn copy_of_project(folder: &Path, reversed: bool) -> PathBuf {
+pub(crate) fn copy_of_project(folder: &Path, reversed: bool) -> PathBuf {
     let project = folder.join("project");
     self::project(&project, reversed);
-    fs::copy(reference().folder.path().join("project/same.lock"), project.join("same.lock"))
-        .expect("the lock");
+    fs::write(project.join("same.lock"), &reference().lock).expect("the lock");
     project
 }
 
-fn folder_in(parent: &str) -> tempfile::TempDir {
+pub(crate) fn folder_in(parent: &str) -> tempfile::TempDir {
     let folder = tempfile::Builder::new().prefix("kiln-bake-").tempdir_in(parent).expect("a folder");
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
     folder

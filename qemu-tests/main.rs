@@ -5,10 +5,16 @@ mod archive;
 mod bake;
 mod boot;
 mod disk;
+mod dropped;
+mod elsewhere;
 mod images;
 mod machine;
 mod realise;
 mod resolve;
 mod rootfs;
 mod run;
+#[allow(dead_code)]
+#[path = "../tests/server.rs"]
+mod server;
 mod store;
+mod upgrade;

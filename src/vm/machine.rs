@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::date::Timestamp;
 use crate::units::{Bytes, MIB};
 
 /// The firmware that starts the boot loader.
@@ -124,6 +125,8 @@ pub struct Machine {
     pub reboots: bool,
     /// Whether there is a screen, of which [`crate::vm::Vm::screenshot`] takes a picture.
     pub screen: bool,
+    /// What its clock says at the start, in UTC; the host's time when not given.
+    pub clock: Option<Timestamp>,
 }
 
 /// PCI address name of the virtio-serial bus.
@@ -149,6 +152,9 @@ impl Machine {
         }
         if self.screen {
             argv.pair("-device", "VGA");
+        }
+        if let Some(clock) = self.clock {
+            argv.pair("-rtc", &format!("base={}", clock.to_string().trim_end_matches('Z')));
         }
         argv.pair("-action", if self.reboots { "reboot=reset" } else { "reboot=shutdown" });
         argv.0
@@ -279,6 +285,7 @@ mod tests {
             channel: false,
             reboots: true,
             screen: false,
+            clock: None,
         }
     }
 
@@ -313,6 +320,7 @@ mod tests {
             credentials: vec!["/run/c".into()],
             channel: true,
             reboots: false,
+            clock: Some(Timestamp(2_524_607_999)),
             ..machine()
         };
         let line = shell_line(&machine.argv());
@@ -323,6 +331,7 @@ mod tests {
             "-device nvme,drive=disk,serial=kiln0,bootindex=1",
             "-device virtio-serial-pci,id=ports",
             "-smbios type=11,path=/run/c",
+            "-rtc base=2049-12-31T23:59:59",
             "-action reboot=shutdown",
         ] {
             assert!(line.contains(part), "{part} is missing in {line}");

@@ -11,6 +11,7 @@ use super::disk::{Image, create_overlay};
 use super::failure::VmError;
 use super::machine::{Accel, Bus, Firmware, Flash, Forward, Machine, Network};
 use super::qemu::Qemu;
+use crate::date::Timestamp;
 use crate::host::fs::FileError;
 use crate::units::{Bytes, GIB};
 
@@ -45,6 +46,8 @@ pub struct Setup {
     pub reboots: bool,
     /// Whether the machine has a screen.
     pub screen: bool,
+    /// What the guest's clock says at the start, in UTC; the host's time when not given.
+    pub clock: Option<Timestamp>,
     /// Where the machine's own folder is made; it goes away with the machine.
     pub scratch: PathBuf,
     /// Keeps what the guest writes in this new file, instead of throwing it away.
@@ -72,6 +75,7 @@ impl Setup {
             channel: false,
             reboots: true,
             screen: false,
+            clock: None,
             scratch: scratch.to_owned(),
             keep: None,
             kiln: None,
@@ -138,6 +142,7 @@ pub fn prepare(mut setup: Setup) -> Result<Prepared, VmError> {
         channel: setup.channel,
         reboots: setup.reboots,
         screen: setup.screen,
+        clock: setup.clock,
     };
     Ok(Prepared { machine, qemu: setup.qemu, kiln: setup.kiln, folder })
 }
