@@ -44,6 +44,17 @@ impl Timestamp {
         self.to_string().replace(['-', ':'], "")
     }
 
+    /// HTTP's form (RFC 9110, section 5.6.7), `Sat, 12 Sep 2026 07:55:41 GMT`.
+    #[must_use]
+    pub fn http(self) -> String {
+        const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+        let (year, month, day, second) = self.fields();
+        let weekday = DAYS[self.0.div_euclid(DAY).rem_euclid(7) as usize];
+        let month = MONTHS[(month - 1) as usize];
+        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+        format!("{weekday}, {day:02} {month} {year:04} {hour:02}:{minute:02}:{second:02} GMT")
+    }
+
     /// Year, month, day (proleptic Gregorian) and the second of the day.
     fn fields(self) -> (i64, i64, i64, i64) {
         // Howard Hinnant's civil_from_days: years begin in March, eras have 400 years.
@@ -135,6 +146,7 @@ mod tests {
             assert_eq!(read.as_deref(), shown, "{text}");
         }
         assert_eq!(Timestamp(1_789_199_741).compact(), "20260912T075541Z");
+        assert_eq!(Timestamp(1_789_199_741).http(), "Sat, 12 Sep 2026 07:55:41 GMT");
     }
 
     proptest! {

@@ -10,13 +10,16 @@
 //! - [`disk`]: the overlay over an image that is opened read-only;
 //! - [`process`]: QEMU as a child that dies with Kiln, its serial [`console`], its monitor ([`qmp`]);
 //! - [`failure`]: how a boot that failed looks on the console;
-//! - [`channel`] and [`credentials`]: commands inside an unchanged image.
+//! - [`channel`] and [`credentials`]: commands inside an unchanged image;
+//! - [`ec2`] and [`imds`]: a lookalike of an EC2 instance, and of the service that tells it who it is.
 
 pub mod channel;
 pub mod console;
 pub mod credentials;
 pub mod disk;
+pub mod ec2;
 pub mod failure;
+pub mod imds;
 pub mod launch;
 pub mod machine;
 pub mod prepare;
@@ -27,12 +30,13 @@ pub mod qemu;
 pub mod qmp;
 
 pub use channel::{Channel, Output};
+pub use ec2::{Instance, Platform};
 pub use failure::{BootFailure, VmError};
 pub use machine::{Accel, Bus, Firmware, Forward, Machine, Network};
 pub use prepare::{Prepared, Setup, prepare};
 pub use process::Vm;
 pub use qemu::Qemu;
 
-/// What the tools tree must hold so that images of amd64 boot: QEMU and both kinds of firmware. Nothing recommended is
-/// needed; all pictures, sounds and foreign machines stay away.
-pub const TOOL_PACKAGES: &[&str] = &["qemu-system-x86", "seabios", "ovmf"];
+/// What the tools tree must hold so that images of amd64 boot and can be logged in to: QEMU, both kinds of firmware, and
+/// OpenSSH's client. Nothing recommended is needed; all pictures, sounds and foreign machines stay away.
+pub const TOOL_PACKAGES: &[&str] = &["qemu-system-x86", "seabios", "ovmf", "openssh-client"];
