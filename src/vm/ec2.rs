@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::credentials::{base64, from_base64};
+use crate::base64::{base64, from_base64};
 use crate::digest::{Digest, hex};
 
 /// EC2 refuses user data beyond this, before any encoding.

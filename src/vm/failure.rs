@@ -4,6 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use super::disk::DiskError;
+use super::ec2::InstanceError;
+use super::netns::NetworkError;
 use super::qemu::QemuError;
 use crate::host::fs::FileError;
 use crate::host::interrupt::Interrupted;
@@ -128,6 +130,15 @@ pub enum VmError {
     /// A file can't be read or written.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The instance is one that EC2 would not launch.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+    /// The machine can't have a network of its own.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// OpenSSH's client can't be used.
+    #[error("SSH into the guest: {0}")]
+    Ssh(String),
     /// QEMU can't be started at all.
     #[error("can't start QEMU: {0}")]
     Start(#[source] std::io::Error),

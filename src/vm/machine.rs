@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::ec2::{Instance, Platform};
 use crate::date::Timestamp;
 use crate::units::{Bytes, MIB};
 
@@ -53,6 +54,9 @@ pub enum Network {
     Restricted,
     /// A card through which the guest reaches whatever the host reaches.
     User,
+    /// A card in a network of the machine's own ([`crate::vm::netns`]): forwarded ports are reached through
+    /// [`crate::vm::Vm::connect`], and the guest reaches nothing but the metadata service that its platform has.
+    Isolated,
 }
 
 /// A TCP port of 127.0.0.1 that leads to a port of the guest.
@@ -113,6 +117,8 @@ pub struct Machine {
     pub overlay: PathBuf,
     /// How the disk is attached.
     pub bus: Bus,
+    /// What it pretends to be.
+    pub platform: Platform,
     /// Whom the guest can reach.
     pub network: Network,
     /// Forwarded ports.
@@ -147,6 +153,7 @@ impl Machine {
         self.card(&mut argv);
         argv.pair("-device", "virtio-rng-pci");
         argv.pair("-device", "pvpanic-pci");
+        argv.0.extend(self.platform.words());
         for file in &self.credentials {
             argv.path("-smbios", "type=11,path=", file, "");
         }
@@ -201,11 +208,12 @@ impl Machine {
             "-blockdev",
             "driver=qcow2,node-name=disk,file=disk-file,backing=image,discard=unmap,cache.no-flush=on",
         );
+        let serial = self.platform.instance().map_or("kiln0".to_owned(), Instance::volume_serial);
         argv.pair(
             "-device",
-            match self.bus {
-                Bus::Virtio => "virtio-blk-pci,drive=disk,bootindex=1",
-                Bus::Nvme => "nvme,drive=disk,serial=kiln0,bootindex=1",
+            &match self.bus {
+                Bus::Virtio => "virtio-blk-pci,drive=disk,bootindex=1".to_owned(),
+                Bus::Nvme => format!("nvme,drive=disk,serial={serial},bootindex=1"),
             },
         );
     }
@@ -215,13 +223,19 @@ impl Machine {
             Network::None => return,
             Network::Restricted => "user,id=net0,restrict=on".to_owned(),
             Network::User => "user,id=net0".to_owned(),
+            Network::Isolated => "user,id=net0,ipv6=off".to_owned(),
         };
+        // No option ROM: nothing boots from the network.
+        let mut card = "virtio-net-pci,netdev=net0,romfile=".to_owned();
+        if let Some(instance) = self.platform.instance() {
+            netdev += &format!(",{}", instance.netdev());
+            card += &format!(",mac={}", instance.mac);
+        }
         for Forward { host, guest } in &self.forwards {
             netdev += &format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}");
         }
         argv.pair("-netdev", &netdev);
-        // No option ROM: nothing boots from the network.
-        argv.pair("-device", "virtio-net-pci,netdev=net0,romfile=");
+        argv.pair("-device", &card);
     }
 }
 
@@ -279,6 +293,7 @@ mod tests {
             format: Format::Raw,
             overlay: "/run/overlay.qcow2".into(),
             bus: Bus::Virtio,
+            platform: Platform::Plain,
             network: Network::Restricted,
             forwards: vec![Forward { host: 2222, guest: 22 }],
             credentials: vec![],
@@ -337,6 +352,30 @@ mod tests {
             assert!(line.contains(part), "{part} is missing in {line}");
         }
         assert!(!line.contains("netdev"), "{line}");
+    }
+
+    #[test]
+    fn an_instance_has_the_numbers_that_its_metadata_tells() {
+        let mut instance = Instance::new("test");
+        instance.private_ip = std::net::Ipv4Addr::new(172, 31, 16, 15);
+        let (mac, uuid, id) = (instance.mac.clone(), instance.uuid, instance.instance_id.clone());
+        let serial = instance.volume_id.replace('-', "");
+        let platform = Platform::Ec2(Box::new(instance));
+        let machine = Machine { platform, bus: Bus::Nvme, network: Network::Isolated, ..machine() };
+        let argv = machine.argv();
+        for part in [
+            "type=0,vendor=Amazon EC2,version=1.0,date=10/16/2017".to_owned(),
+            format!("type=1,manufacturer=Amazon EC2,product=m7i.large,serial={uuid},uuid={uuid}"),
+            format!("type=2,manufacturer=Amazon EC2,asset={id}"),
+            "type=3,manufacturer=Amazon EC2,asset=Amazon EC2".to_owned(),
+            format!("nvme,drive=disk,serial={serial},bootindex=1"),
+            "user,id=net0,ipv6=off,net=172.31.16.0/20,host=172.31.16.1,dhcpstart=172.31.16.15,dns=172.31.16.2,\
+             hostname=ip-172-31-16-15,domainname=ec2.internal,hostfwd=tcp:127.0.0.1:2222-:22"
+                .to_owned(),
+            format!("virtio-net-pci,netdev=net0,romfile=,mac={mac}"),
+        ] {
+            assert!(argv.contains(&OsString::from(&part)), "{part} is missing in {argv:?}");
+        }
     }
 
     #[test]

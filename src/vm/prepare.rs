@@ -8,6 +8,7 @@ use tempfile::TempDir;
 
 use super::credentials::{self, Credential};
 use super::disk::{Image, create_overlay};
+use super::ec2::{Instance, Platform};
 use super::failure::VmError;
 use super::machine::{Accel, Bus, Firmware, Flash, Forward, Machine, Network};
 use super::qemu::Qemu;
@@ -34,6 +35,8 @@ pub struct Setup {
     pub cpus: u32,
     /// Size of the disk, when it is to be larger than the image.
     pub disk_size: Option<Bytes>,
+    /// What it pretends to be. An instance always has [`Network::Isolated`].
+    pub platform: Platform,
     /// Whom the guest can reach.
     pub network: Network,
     /// Forwarded ports.
@@ -52,6 +55,8 @@ pub struct Setup {
     pub scratch: PathBuf,
     /// Keeps what the guest writes in this new file, instead of throwing it away.
     pub keep: Option<PathBuf>,
+    /// Takes the file of `keep` as it is when it is there: what an earlier machine wrote to the same image.
+    pub resume: bool,
     /// The `kiln` program, through which QEMU is started; this very program when not given.
     pub kiln: Option<PathBuf>,
 }
@@ -69,6 +74,7 @@ impl Setup {
             memory: Bytes(GIB),
             cpus: 2,
             disk_size: None,
+            platform: Platform::Plain,
             network: Network::Restricted,
             forwards: Vec::new(),
             credentials: Vec::new(),
@@ -78,7 +84,30 @@ impl Setup {
             clock: None,
             scratch: scratch.to_owned(),
             keep: None,
+            resume: false,
             kiln: None,
+        }
+    }
+
+    /// The same machine as an EC2 instance: an NVMe disk, a network of its own, SSH's port forwarded.
+    #[must_use]
+    pub fn ec2(mut self, instance: Instance) -> Setup {
+        self.platform = Platform::Ec2(Box::new(instance));
+        self.bus = Bus::Nvme;
+        self.network = Network::Isolated;
+        self.forward(22);
+        self
+    }
+
+    /// Forwards a port of the guest, for a machine with [`Network::Isolated`]: there every port of the other side is
+    /// free, so that none has to be looked for.
+    pub fn forward(&mut self, guest: u16) {
+        if self.forwards.iter().all(|forward| forward.guest != guest) {
+            // Those below 1024 are for privileged programs, in a namespace as well.
+            let taken = |host: &u16| self.forwards.iter().any(|forward| forward.host == *host);
+            let first = guest.max(1024);
+            let host = (first..=u16::MAX).chain(1024..first).find(|host| !taken(host)).unwrap_or(first);
+            self.forwards.push(Forward { host, guest });
         }
     }
 }
@@ -108,6 +137,10 @@ impl Prepared {
 /// # Errors
 /// [`VmError`] when the image is none, QEMU's firmware is missing, or a file can't be written.
 pub fn prepare(mut setup: Setup) -> Result<Prepared, VmError> {
+    if let Some(instance) = setup.platform.instance() {
+        instance.check()?;
+        setup.network = Network::Isolated;
+    }
     let image = Image::open(&setup.image)?;
     std::fs::create_dir_all(&setup.scratch).map_err(FileError::at("can't make", &setup.scratch))?;
     let folder = tempfile::Builder::new().prefix("vm-").tempdir_in(&setup.scratch);
@@ -118,7 +151,9 @@ pub fn prepare(mut setup: Setup) -> Result<Prepared, VmError> {
         Some(keep) => std::path::absolute(keep).map_err(FileError::at("can't find", keep))?,
         None => folder_path.join("overlay.qcow2"),
     };
-    create_overlay(&overlay, &image, setup.disk_size)?;
+    if !(setup.resume && overlay.exists()) {
+        create_overlay(&overlay, &image, setup.disk_size)?;
+    }
     let flash = match setup.firmware {
         Firmware::Seabios => None,
         Firmware::Ovmf => Some(flash(&setup.qemu, &folder_path)?),
@@ -136,6 +171,7 @@ pub fn prepare(mut setup: Setup) -> Result<Prepared, VmError> {
         format: image.format,
         overlay,
         bus: setup.bus,
+        platform: setup.platform,
         network: setup.network,
         forwards: setup.forwards,
         credentials,

@@ -130,7 +130,7 @@ fn run(qemu: &Qemu, accel: &str, scratch: &Path, kiln: Option<&Path>) -> Result<
     let path = std::path::absolute(folder.path()).map_err(VmError::Start)?.join("rom");
     fs::write(&path, rom()).map_err(FileError::at("can't write", &path))?;
     let cpu = if accel == "kvm" { "host" } else { "max" };
-    let mut command = tied(kiln, qemu).map_err(VmError::Start)?;
+    let mut command = tied(kiln, qemu, None);
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc", "-m", "32"]);
     command.args(["-accel", accel, "-cpu", cpu, "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-bios"]);
     command.arg(&path).stdin(Stdio::null()).stdout(Stdio::null());

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -23,7 +23,9 @@ use tempfile::TempDir;
 
 use super::console::{Console, Line};
 use super::failure::{BootFailure, Ending, VmError, named};
-use super::machine::Machine;
+use super::imds::Logged;
+use super::machine::{Machine, Network};
+use super::netns::Namespace;
 use super::prepare::Prepared;
 use super::pulse::Pulse;
 use super::qemu::Qemu;
@@ -53,6 +55,7 @@ pub struct Vm {
     thread: Option<JoinHandle<()>>,
     pid: Pid,
     read_lines: Mutex<usize>,
+    namespace: Option<Namespace>,
     // Goes away last, when nothing uses its files any more.
     _folder: TempDir,
 }
@@ -97,20 +100,13 @@ struct Numbered {
     text: String,
 }
 
-/// The command that starts `program` with its life tied to the thread that spawns it.
-pub(super) fn tied(kiln: Option<&std::path::Path>, qemu: &Qemu) -> io::Result<Command> {
-    let kiln = match kiln {
-        Some(kiln) => kiln.to_owned(),
-        // Not current_exe(): a program that was replaced while it ran has a path that no longer leads to it.
-        None => "/proc/self/exe".into(),
-    };
-    let mut command = Command::new(kiln);
+/// The command that starts QEMU with its life tied to the thread that spawns it, in the network that it is to have.
+pub(super) fn tied(kiln: Option<&Path>, qemu: &Qemu, namespace: Option<&Namespace>) -> Command {
+    let namespaces = namespace.map(Namespace::descriptors).unwrap_or_default();
+    let mut command = launch::command(kiln, &namespaces);
     qemu.environment(&mut command);
-    command.args(["internal", launch::PART, &std::process::id().to_string()]);
     command.args(qemu.words());
-    // Ctrl-C on the terminal is for Kiln, which then ends the machine in its own way.
-    command.process_group(0);
-    Ok(command)
+    command
 }
 
 impl Prepared {
@@ -121,7 +117,14 @@ impl Prepared {
     pub fn start(self, tap: Option<Tap>) -> Result<Vm, VmError> {
         let (monitor, monitor_theirs) = UnixStream::pair().map_err(VmError::Start)?;
         let (serial, serial_theirs) = UnixStream::pair().map_err(VmError::Start)?;
-        let mut command = tied(self.kiln.as_deref(), &self.qemu).map_err(VmError::Start)?;
+        let namespace = match self.machine.network {
+            Network::Isolated => {
+                let instance = self.machine.platform.instance();
+                Some(Namespace::start(self.kiln.as_deref(), self.folder.path(), instance)?)
+            }
+            Network::None | Network::Restricted | Network::User => None,
+        };
+        let mut command = tied(self.kiln.as_deref(), &self.qemu, namespace.as_ref());
         command.args(self.machine.argv());
         command
             .stdin(OwnedFd::from(monitor_theirs))
@@ -162,6 +165,7 @@ impl Prepared {
             thread: Some(thread),
             pid: Pid::from_raw(pid as i32),
             read_lines: Mutex::new(0),
+            namespace,
             _folder: self.folder,
         };
         vm.send("qmp_capabilities", &Value::Null, None)?;
@@ -180,6 +184,38 @@ impl Vm {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid.as_raw().unsigned_abs()
+    }
+
+    /// The network of the machine's own, when it has one.
+    #[must_use]
+    pub fn namespace(&self) -> Option<&Namespace> {
+        self.namespace.as_ref()
+    }
+
+    /// What the machine asked its metadata service so far; nothing when it has none.
+    #[must_use]
+    pub fn metadata_log(&self) -> Vec<Logged> {
+        self.namespace.as_ref().map(Namespace::log).unwrap_or_default()
+    }
+
+    /// The network in which a port leads to this one of the guest, and that port.
+    pub(super) fn way_to(&self, guest: u16) -> Option<(&Namespace, u16)> {
+        let forward = self.machine.forwards.iter().find(|forward| forward.guest == guest)?;
+        Some((self.namespace.as_ref()?, forward.host))
+    }
+
+    /// Connects to a port of the guest that is forwarded in a network of the machine's own ([`Network::Isolated`]). QEMU
+    /// accepts such a connection before it knows of the guest: a port that is closed there shows as an end, or an error,
+    /// of the first read.
+    ///
+    /// # Errors
+    /// `Unsupported` when the machine was not prepared for it; `ConnectionRefused` while QEMU doesn't listen yet.
+    pub fn connect(&self, guest: u16, limit: Duration) -> io::Result<UnixStream> {
+        let (namespace, port) = self.way_to(guest).ok_or_else(|| {
+            let why = format!("the machine forwards no port {guest} in a network of its own");
+            io::Error::new(io::ErrorKind::Unsupported, why)
+        })?;
+        namespace.connect(port, limit)
     }
 
     /// How the machine ended, once it did.
@@ -246,7 +282,7 @@ impl Vm {
     ///
     /// # Errors
     /// [`VmError::Monitor`].
-    pub fn screenshot(&self, path: &std::path::Path) -> Result<(), VmError> {
+    pub fn screenshot(&self, path: &Path) -> Result<(), VmError> {
         self.execute("screendump", &json!({ "filename": path, "format": "png" })).map(|_| ())
     }
 

@@ -27,6 +27,14 @@ pub enum QemuError {
         /// What was looked for.
         program: &'static str,
     },
+    /// The host lacks another program.
+    #[error("the host has no {program} (looked in $PATH): install {package}")]
+    NoProgram {
+        /// What was looked for.
+        program: &'static str,
+        /// What brings it.
+        package: &'static str,
+    },
     /// A tools tree lacks a file.
     #[error("the tools tree {} has no {what}: it was made without {package}", tree.display())]
     NotInTools {
@@ -64,12 +72,8 @@ impl Qemu {
     /// # Errors
     /// [`QemuError::NotOnHost`].
     pub fn host() -> Result<Qemu, QemuError> {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&path)
-            .map(|folder| folder.join(PROGRAM))
-            .find(|program| program.is_file())
-            .map(|program| Qemu::Host { program })
-            .ok_or(QemuError::NotOnHost { program: PROGRAM })
+        let program = on_host(PROGRAM).ok_or(QemuError::NotOnHost { program: PROGRAM })?;
+        Ok(Qemu::Host { program })
     }
 
     /// The QEMU of a tools tree.
@@ -104,6 +108,31 @@ impl Qemu {
         }
     }
 
+    /// The words that run a program of OpenSSH's client, which comes from where QEMU comes from.
+    ///
+    /// # Errors
+    /// [`QemuError`] when it is missing.
+    pub fn tool(&self, program: &'static str) -> Result<Vec<OsString>, QemuError> {
+        let package = "openssh-client";
+        match self {
+            Qemu::Host { .. } => {
+                let found = on_host(program).ok_or(QemuError::NoProgram { program, package })?;
+                Ok(vec![found.into()])
+            }
+            Qemu::Tools(tree) => {
+                let command = host::tools::command(tree, program).map_err(|e| QemuError::NotInTools {
+                    tree: tree.clone(),
+                    what: e.what,
+                    package,
+                })?;
+                Ok(std::iter::once(command.get_program())
+                    .chain(command.get_args())
+                    .map(OsString::from)
+                    .collect())
+            }
+        }
+    }
+
     /// Prepares a command's environment: empty but for what QEMU of a tools tree needs to find its own modules.
     pub(crate) fn environment<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         command.env_clear();
@@ -132,6 +161,11 @@ impl Qemu {
                 }),
         }
     }
+}
+
+fn on_host(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|program| program.is_file())
 }
 
 fn in_tools(tree: &Path, what: &str, package: &'static str) -> Result<PathBuf, QemuError> {

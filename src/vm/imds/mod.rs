@@ -10,8 +10,8 @@ mod tree;
 
 use serde::{Deserialize, Serialize};
 
-use super::credentials::base64;
 use super::ec2::{Instance, Metadata};
+use crate::base64::{base64, from_base64};
 use crate::digest::Hasher;
 pub use http::{Request, Response};
 use tree::Node;
@@ -54,7 +54,7 @@ impl Tokens {
     /// How many seconds a token is still good for; none when it is over or was never issued.
     #[must_use]
     pub fn left(&self, token: &str, now: u64) -> Option<u64> {
-        let bytes = super::credentials::from_base64(token)?;
+        let bytes = from_base64(token)?;
         let end = u64::from_be_bytes(bytes.get(..8)?.try_into().ok()?);
         let known = bytes[8..] == self.seal(end);
         end.checked_sub(now).filter(|&left| known && left > 0)

@@ -120,7 +120,7 @@ fn the_identity_document_is_json_in_the_form_of_ec2() {
     assert_eq!((&read["privateIp"], &read["kernelId"]), (&"172.31.16.15".into(), &serde_json::Value::Null));
     let (_, signature) = get("/latest/dynamic/instance-identity/signature");
     assert_eq!(signature.lines().map(str::len).collect::<Vec<_>>(), [76, 76, 20]);
-    let bytes = super::super::credentials::from_base64(&signature.replace('\n', "")).unwrap();
+    let bytes = from_base64(&signature.replace('\n', "")).unwrap();
     assert!(bytes.len() == 128 && bytes.starts_with(b"Kiln's lookalike: not signed"));
 }
 

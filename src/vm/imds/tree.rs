@@ -8,8 +8,8 @@ use std::fmt::Write as _;
 
 use serde_json::json;
 
-use super::super::credentials::base64;
 use super::super::ec2::{Instance, SUBNET, VPC};
+use crate::base64::base64;
 
 /// The versions that the service's root lists.
 pub(super) const VERSIONS: [&str; 30] = [
