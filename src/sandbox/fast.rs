@@ -10,18 +10,20 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use super::ahead::{self, Ahead};
 use super::error::{Doing, Failure, Inner};
 use super::scripts::Runner;
 
 /// Where stubs and their notes lie: on the sandbox's own /dev, which is never captured.
-const DIR: &str = "/dev/kiln";
+pub(super) const DIR: &str = "/dev/kiln";
 
 /// Helpers whose calls are noted and made up for.
-const NOTED: [(&str, &str); 3] = [
-    ("py3compile", "/usr/bin/py3compile"),
-    ("update-ca-certificates", "/usr/sbin/update-ca-certificates"),
-    ("depmod", "/usr/sbin/depmod"),
-];
+const NOTED: [(&str, &str); 2] =
+    [("py3compile", "/usr/bin/py3compile"), ("update-ca-certificates", "/usr/sbin/update-ca-certificates")];
+
+/// The program behind depmod, whose calls are noted, and the other names that it goes by.
+const KMOD: &str = "/usr/bin/kmod";
+const KMOD_NAMES: [&str; 6] = ["depmod", "insmod", "lsmod", "modinfo", "modprobe", "rmmod"];
 
 /// Helpers that only make identity, which would be wiped anyway; and the one that makes initrds, once for the kernel and
 /// again for every trigger, where once at the end is enough. `INITRD=No`, which kernel packages know, is not the same:
@@ -32,12 +34,12 @@ const NEEDLESS: [&str; 3] = ["/usr/bin/ssh-keygen", "/usr/bin/systemd-machine-id
 const UPDATE_INITRAMFS: &str = "/usr/sbin/update-initramfs";
 
 /// Into how many lists Python's files are split. Fixed, as what a compiler writes can depend on what it compiled before.
-const PYTHON_LISTS: u32 = 4;
+pub(super) const PYTHON_LISTS: u32 = 4;
 
 /// Works out what noted calls of py3compile would compile: runs its own code with another `compile`.
 const PYTHON_COLLECT: &str = include_str!("collect.py");
-/// Compiles the files named on standard input.
-const PYTHON_COMPILE: &str = include_str!("compile.py");
+/// Compiles the files named in a list.
+pub(super) const PYTHON_COMPILE: &str = include_str!("compile.py");
 /// Stands for py_compile.py while packages are configured.
 const PYTHON_STUB: &str = include_str!("py_compile_stub.py");
 
@@ -57,10 +59,15 @@ impl Stubs {
             if name == "update-ca-certificates" && has_entries(Path::new("/etc/ca-certificates/update.d")) {
                 continue;
             }
+            stubs.bind(&format!("{DIR}/{name}"), &format!("#!/bin/sh\n{}\n", note(name)), Path::new(path))?;
+        }
+        if fs::symlink_metadata(KMOD).is_ok_and(|m| m.is_file()) {
+            ahead::copies(Path::new(KMOD), &KMOD_NAMES)?;
+            let depmod = note("depmod");
             let text = format!(
-                "#!/bin/sh\n{{ printf 'call\\n'; for word; do printf ' %s\\n' \"$word\"; done; }} >> {DIR}/calls/{name}\n"
+                "#!/bin/sh\ncase \"${{0##*/}}\" in\ndepmod) {depmod} ;;\n*) exec {DIR}/kmod/\"${{0##*/}}\" \"$@\" ;;\nesac\n"
             );
-            stubs.bind(&format!("{DIR}/{name}"), &text, Path::new(path))?;
+            stubs.bind(&format!("{DIR}/depmod"), &text, Path::new(KMOD))?;
         }
         for path in NEEDLESS {
             stubs.bind(&format!("{DIR}/nothing"), "#!/bin/sh\nexit 0\n", Path::new(path))?;
@@ -94,17 +101,22 @@ impl Stubs {
     }
 
     /// Takes the stubs away and makes up for what they left out. `started` is when the tree began to be worked on.
-    pub fn make_up(self, runner: &Runner, epoch: i64, started: i64) -> Inner<()> {
+    pub fn make_up(self, runner: &Runner, ahead: &Ahead, epoch: i64, started: i64) -> Inner<()> {
         for path in &self.bound {
             umount2(path, MntFlags::MNT_DETACH).doing("taking a stub away")?;
         }
         std::thread::scope(|scope| {
-            let kernel = scope.spawn(|| kernel(runner, self.initrd));
+            let kernel = scope.spawn(|| kernel(runner, ahead, self.initrd));
             let rest = certificates(runner).and_then(|()| python(runner, epoch, started));
             let kernel = kernel.join().unwrap_or_else(|_| Err(lost("making the initrd")));
             kernel.and(rest)
         })
     }
+}
+
+/// Shell's words that note a call.
+fn note(name: &str) -> String {
+    format!("{{ printf 'call\\n'; for word; do printf ' %s\\n' \"$word\"; done; }} >> {DIR}/calls/{name}")
 }
 
 fn lost(doing: &str) -> Failure {
@@ -116,7 +128,7 @@ fn has_entries(folder: &Path) -> bool {
 }
 
 /// The library folders of Python interpreters, sorted.
-fn pythons() -> Vec<PathBuf> {
+pub(super) fn pythons() -> Vec<PathBuf> {
     let is_python =
         |name: &str| name.strip_prefix("python3.").is_some_and(|v| v.bytes().all(|b| b.is_ascii_digit()));
     let entries = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
@@ -142,19 +154,14 @@ fn calls(name: &str) -> Inner<Vec<Vec<String>>> {
     Ok(calls)
 }
 
-/// depmod, and then the initrd of every kernel that is installed.
-fn kernel(runner: &Runner, initrd: bool) -> Inner<()> {
-    let noted: BTreeSet<Vec<String>> = calls("depmod")?.into_iter().collect();
-    for arguments in noted {
-        let mut command = runner.command("depmod");
-        command.args(arguments);
-        runner.beside(command, "depmod")?;
-    }
-    if !initrd {
-        return Ok(());
-    }
+/// The versions of the kernels that are installed with their modules, sorted.
+pub(super) fn kernels() -> Inner<Vec<String>> {
+    let entries = match fs::read_dir("/boot") {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.doing("looking for kernels")?,
+    };
     let mut versions: Vec<String> = Vec::new();
-    for entry in fs::read_dir("/boot").doing("looking for kernels")?.flatten() {
+    for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if let Some(version) =
             name.strip_prefix("vmlinuz-").filter(|v| Path::new("/usr/lib/modules").join(v).is_dir())
@@ -163,7 +170,23 @@ fn kernel(runner: &Runner, initrd: bool) -> Inner<()> {
         }
     }
     versions.sort();
-    for version in versions {
+    Ok(versions)
+}
+
+/// depmod, and then the initrd of every kernel that is installed.
+fn kernel(runner: &Runner, ahead: &Ahead, initrd: bool) -> Inner<()> {
+    let noted: BTreeSet<Vec<String>> = calls("depmod")?.into_iter().collect();
+    for arguments in noted {
+        if !ahead.depmod(&arguments)? {
+            let mut command = runner.command("depmod");
+            command.args(arguments);
+            runner.beside(command, "depmod")?;
+        }
+    }
+    if !initrd {
+        return Ok(());
+    }
+    for version in kernels()? {
         let mut command = runner.command("update-initramfs");
         command.args(["-c", "-k", &version]).env("TMPDIR", "/tmp");
         runner.beside(command, &format!("update-initramfs for {version}"))?;
@@ -200,7 +223,7 @@ fn python(runner: &Runner, epoch: i64, started: i64) -> Inner<()> {
     }
     let mut lists: std::collections::BTreeMap<(String, u32), String> = std::collections::BTreeMap::new();
     for (interpreter, file) in files {
-        let list = crc32fast::hash(file.as_bytes()) % PYTHON_LISTS;
+        let list = ahead::python_list(&file);
         let lines = lists.entry((interpreter, list)).or_default();
         lines.push_str(&file);
         lines.push('\n');
@@ -211,7 +234,8 @@ fn python(runner: &Runner, epoch: i64, started: i64) -> Inner<()> {
         let list = format!("{DIR}/{interpreter}.{number}");
         fs::write(&list, text).doing("writing what is to be compiled")?;
         let mut command = runner.command(&format!("/usr/bin/{interpreter}"));
-        command.args(["-S", "-c", PYTHON_COMPILE, &list, &epoch.to_string(), &started.to_string()]);
+        command.args(["-S", "-c", PYTHON_COMPILE, "now", &list, &epoch.to_string(), &started.to_string()]);
+        command.arg(ahead::python_store(interpreter, *number));
         // With it set, Python would write files that it has to check against their source by hash at every import.
         command.env_remove("SOURCE_DATE_EPOCH");
         runner.beside(command, "compiling Python modules")

@@ -9,11 +9,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use super::ahead::Ahead;
 use super::capture::Capture;
 use super::error::{Doing, Failure, Inner};
 use super::extract::Root;
 use super::fast::Stubs;
 use super::scripts::{Ran, Runner};
+use super::serve::Servers;
 use super::unpack::{Package, Unpacker, read_all};
 use super::wire::{Outcome, Teller};
 use super::{DUMP, InstallJob, LOG, PACK, ROOT, Timing, mounts, wipe};
@@ -139,9 +141,15 @@ pub(super) fn run(job: &InstallJob, scratch: &Path, teller: &Teller) -> Inner<Ou
     let mut unpacker = unpacker.moved_to(&inside);
     unpacker.unpack_late()?;
     clock.lap("preinst");
-    configure.dpkg(&["--configure", "-a"])?;
+    let servers = Servers::start(&runner)?;
+    let ahead = std::thread::scope(|scope| {
+        let ahead = scope.spawn(|| Ahead::make(&runner, job.epoch, started));
+        configure.dpkg(&["--configure", "-a"])?;
+        Ok(ahead.join().unwrap_or_default())
+    })?;
+    servers.end()?;
     clock.lap("configure");
-    stubs.make_up(&runner, job.epoch, started)?;
+    stubs.make_up(&runner, &ahead, job.epoch, started)?;
     clock.lap("batch");
     // 6. What nobody asked for.
     extended_states(job, &packages)?;

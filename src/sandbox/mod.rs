@@ -4,6 +4,7 @@
 //! cleared environment, only its tree to see. [`tier()`] tells by which way this host allows that. What comes out is a
 //! [`Tree`] and a pack with its contents, the same on every host.
 
+mod ahead;
 mod capture;
 mod customise;
 mod error;
@@ -16,6 +17,7 @@ mod mounts;
 mod outer;
 mod remove;
 mod scripts;
+mod serve;
 mod sys;
 mod tier;
 mod tools;

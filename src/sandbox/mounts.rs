@@ -73,7 +73,7 @@ fn tmpfs(path: &Path, options: &str) -> Inner<()> {
 }
 
 fn devices(dev: &Path) -> Inner<()> {
-    mount(Some("tmpfs"), dev, Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=755,size=64m"))
+    mount(Some("tmpfs"), dev, Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=755,size=1g"))
         .doing("mounting /dev")?;
     for name in DEVICES {
         let path = dev.join(name);

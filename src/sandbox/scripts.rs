@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -32,6 +32,8 @@ const ENVIRONMENT: [(&str, &str); 10] = [
 pub(super) struct Runner {
     log: Mutex<File>,
     epoch: i64,
+    /// Read while a program runs beside others: whoever ends what is left behind waits for it.
+    beside: RwLock<()>,
 }
 
 /// How a program ended.
@@ -49,7 +51,7 @@ impl Ran {
 
 impl Runner {
     pub fn new(log: File, epoch: i64) -> Runner {
-        Runner { log: Mutex::new(log), epoch }
+        Runner { log: Mutex::new(log), epoch, beside: RwLock::new(()) }
     }
 
     /// A program with the fixed environment.
@@ -81,7 +83,9 @@ impl Runner {
             let output = scope.spawn(move || self.follow(reader, each));
             let status = child.wait().doing(&doing);
             // Daemons that a script left behind hold the pipe open; process 1 and we ourselves are spared.
+            let alone = self.beside.write().unwrap_or_else(PoisonError::into_inner);
             let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+            drop(alone);
             let tail = output.join().unwrap_or_default();
             Ok(Ran { status: status?, tail })
         })
@@ -106,7 +110,9 @@ impl Runner {
 
     /// Runs a program beside others, keeping its output together in the log; fails when it fails.
     pub fn beside(&self, mut command: Command, what: &str) -> Inner<()> {
+        let others = self.beside.read().unwrap_or_else(PoisonError::into_inner);
         let output = command.stdin(Stdio::null()).output().doing(what)?;
+        drop(others);
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text);
         self.note(&format!("{what}:\n{}", text.trim_end()));
