@@ -57,6 +57,8 @@ pub struct BuildRequest {
     pub out: Option<PathBuf>,
     /// The formats.
     pub formats: Vec<Format>,
+    /// Whether the manifest names the plain SHA-256 of a raw disk, for which all its zeroes have to be read.
+    pub sha256: bool,
 }
 
 impl Session<'_> {

@@ -68,8 +68,9 @@ pub struct ImageFile {
     pub file: String,
     /// Its size in bytes, holes included.
     pub size: u64,
-    /// SHA-256 of the file, as `sha256sum` prints it.
-    pub sha256: Digest,
+    /// SHA-256 of the file, as `sha256sum` prints it; of a raw disk only when it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<Digest>,
 }
 
 /// A package of the image.
@@ -147,7 +148,9 @@ struct Made {
     path: PathBuf,
     /// What tells its content: the disk's blocks for raw, SHA-256 else.
     content: Digest,
-    sha256: Digest,
+    sha256: Option<Digest>,
+    /// The step that made it, and the seconds that it took.
+    step: Option<(Inputs, Option<f64>)>,
 }
 
 impl Session<'_> {
@@ -167,9 +170,11 @@ impl Session<'_> {
         let mut steps = [&tree.steps[..], &disk.steps, &[Self::tools_inputs(locked, ToolSet::Vm)]].concat();
         let (mut images, mut timings, mut changed) = (Vec::new(), disk.timings.clone(), false);
         for &format in &request.formats {
-            let (made, step, seconds) = self.made(disk, format)?;
-            steps.push(step);
-            timings.extend(seconds.map(|s| (format.extension().to_owned(), s)));
+            let made = self.made(disk, format, request.sha256)?;
+            if let Some((step, seconds)) = made.step {
+                steps.push(step);
+                timings.extend(seconds.map(|s| (format.extension().to_owned(), s)));
+            }
             let file = format!("{}.{}", system.name, format.extension());
             let target = folder.join(&file);
             if stamps.get(&file).is_none_or(|s| Stamp::of(&target, made.content).as_ref() != Some(s)) {
@@ -192,27 +197,31 @@ impl Session<'_> {
         Ok(Outputs { folder, manifest, changed })
     }
 
-    /// The disk in one format, as a file of the store; the step that made it, and the seconds that it took.
-    fn made(&self, disk: &BakedDisk, format: Format) -> Result<(Made, Inputs, Option<f64>), BakeError> {
+    /// The disk in one format, as a file of the store. The disk itself needs no step, unless its plain SHA-256 is asked for.
+    fn made(&self, disk: &BakedDisk, format: Format, sha256: bool) -> Result<Made, BakeError> {
+        let (path, content) = (disk.image.path.clone(), disk.image.blocks);
+        if format == Format::Raw && !sha256 {
+            return Ok(Made { path, content, sha256: None, step: None });
+        }
         let inputs = Inputs::new(format.extension(), 1)
             .with("code", env!("KILN_CODE_EXPORT"))
             .with("disk", disk.image.blocks);
         let result =
             self.store.step(&inputs, &self.waiting(format.extension()), || self.make(disk, format))?;
         let seconds = result.facts.get("seconds").and_then(serde_json::Value::as_f64);
+        let step = Some((inputs, seconds));
         let wrong = |why: &str| BakeError::Kept { what: "image", why: why.to_owned() };
-        let made = match format {
+        match format {
             Format::Raw => {
                 let sha256 = result.facts.get("sha256").and_then(|v| v.as_str()).and_then(|v| v.parse().ok());
-                let sha256 = sha256.ok_or_else(|| wrong("it has no digest"))?;
-                Made { path: disk.image.path.clone(), content: disk.image.blocks, sha256 }
+                let sha256 = Some(sha256.ok_or_else(|| wrong("it has no digest"))?);
+                Ok(Made { path, content, sha256, step })
             }
             Format::Qcow2 => {
                 let blob = result.output("file").ok_or_else(|| wrong("it has no file"))?;
-                Made { path: self.store.blob_path(&blob), content: blob, sha256: blob }
+                Ok(Made { path: self.store.blob_path(&blob), content: blob, sha256: Some(blob), step })
             }
-        };
-        Ok((made, inputs, seconds))
+        }
     }
 
     fn make(&self, disk: &BakedDisk, format: Format) -> Result<StepResult, BakeError> {

@@ -128,7 +128,11 @@ impl Session<'_> {
         let scratch = self.store.scratch("packages")?;
         let task = self.watch.task("installing", &format!("{} packages", packages.len()), 0);
         let progress = |p: &sandbox::Progress| task.at(p.done, &format!("{} {}", p.phase, p.what));
-        let installed = sandbox::install(&job, scratch.path(), &progress)?;
+        // Programs that make the disk are unpacked meanwhile. Whoever needs them tells what is wrong with them.
+        let installed = std::thread::scope(|scope| {
+            scope.spawn(|| self.tools(locked, ToolSet::Disk).ok());
+            sandbox::install(&job, scratch.path(), &progress)
+        })?;
         let mut result = self.keep_tree(&installed.tree, &installed)?;
         let log =
             fs::read(&installed.log).map_err(crate::host::fs::FileError::at("can't read", &installed.log))?;
@@ -251,7 +255,6 @@ impl Session<'_> {
         let tools = self.tools(locked, ToolSet::Disk)?;
         let system = locked.profile.system();
         let tree = self.load_tree(baked)?;
-        self.check_packs(&tree)?;
         let layout = self.layout(baked)?;
         let late = parse_paths(&self.kept(&baked.result, "late")?);
         self.store.ensure_space(Bytes(tree.iter().map(|(_, node)| content_size(node)).sum()))?;
@@ -267,7 +270,11 @@ impl Session<'_> {
             epoch: locked.epoch(),
             tools: &tools,
         };
-        let image = image::write(&job, &scratch.path().join("disk.raw"))?;
+        let target = scratch.path().join("disk.raw");
+        // Beside the writing: when a pack turns out to be damaged, what was written is thrown away.
+        let (image, checked) = rayon::join(|| image::write(&job, &target), || self.check_packs(&tree));
+        checked?;
+        let image = image?;
         self.store.adopt_image(&image.path, &image.blocks)?;
         let mut result = StepResult::default();
         result.outputs.insert("image".into(), image.blocks);

@@ -19,6 +19,9 @@ pub struct Args {
     /// Which formats: raw, qcow2, or both
     #[arg(long, value_name = "FORMAT,…", value_delimiter = ',', default_value = "raw")]
     format: Vec<Format>,
+    /// Compute the SHA-256 of a raw disk as well, as sha256sum prints it; takes 0.6 s per GiB, empty space included
+    #[arg(long)]
+    sha256: bool,
 }
 
 /// Bakes the image and prints the manifest.
@@ -26,25 +29,13 @@ pub struct Args {
 /// # Errors
 /// Those of the phase that failed.
 pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
-    let outputs = build(&args.profile, args.out.clone(), &args.format, cx)?;
-    cx.print(&outputs.manifest, || describe(&outputs))
-}
-
-/// Bakes a profile: also for the verbs that go on with the image.
-///
-/// # Errors
-/// Those of the phase that failed.
-pub fn build(
-    profile: &ProfileArgs,
-    out: Option<PathBuf>,
-    formats: &[Format],
-    cx: &Context,
-) -> Result<Outputs, Failure> {
-    let mut formats = formats.to_vec();
+    let mut formats = args.format.clone();
     formats.sort_unstable();
     formats.dedup();
-    let request = BuildRequest { profile: profile.request(cx), out, formats };
-    profile.in_session(cx, |session| Ok(session.build(&request)?))
+    let profile = args.profile.request(cx);
+    let request = BuildRequest { profile, out: args.out.clone(), formats, sha256: args.sha256 };
+    let outputs = args.profile.in_session(cx, |session| Ok(session.build(&request)?))?;
+    cx.print(&outputs.manifest, || describe(&outputs))
 }
 
 fn describe(outputs: &Outputs) -> String {
@@ -52,7 +43,10 @@ fn describe(outputs: &Outputs) -> String {
     let mut text = String::new();
     for image in &manifest.images {
         let path = outputs.folder.join(&image.file);
-        text += &format!("{}  {}  sha256:{}\n", path.display(), Bytes(image.size), image.sha256);
+        let digest = image
+            .sha256
+            .map_or_else(|| format!("blocks:{}", manifest.blocks), |sha256| format!("sha256:{sha256}"));
+        text += &format!("{}  {}  {digest}\n", path.display(), Bytes(image.size));
     }
     let path = outputs.folder.join("manifest.json");
     let same = if outputs.changed { "" } else { ", nothing changed" };
