@@ -83,10 +83,10 @@ fn is_that_instance(guest: &mut dyn Guest, instance: &Instance, word: &str) {
     let query = |name: &str| format!("cloud-init query ds.meta_data.{name}");
     assert_eq!(said(guest, &query("instance-id")), instance.instance_id);
     assert_eq!(said(guest, &query("tags.instance.Name")), "golden");
+    assert_eq!(said(guest, &query("local-hostname")), instance.hostname());
     for (script, expected) in [
         ("id -u", "0".to_owned()),
         ("hostname", instance.short_hostname()),
-        ("hostname -f", instance.hostname()),
         ("cat /etc/written", word.to_owned()),
         ("cat /etc/run", format!("{word} 0")),
         ("ip -4 -br address show scope global | awk '{print $3}'", format!("{}/20", instance.private_ip)),

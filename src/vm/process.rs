@@ -23,7 +23,6 @@ use tempfile::TempDir;
 
 use super::console::{Console, Line};
 use super::failure::{BootFailure, Ending, VmError, named};
-use super::imds::Logged;
 use super::machine::{Machine, Network};
 use super::netns::Namespace;
 use super::prepare::Prepared;
@@ -190,32 +189,6 @@ impl Vm {
     #[must_use]
     pub fn namespace(&self) -> Option<&Namespace> {
         self.namespace.as_ref()
-    }
-
-    /// What the machine asked its metadata service so far; nothing when it has none.
-    #[must_use]
-    pub fn metadata_log(&self) -> Vec<Logged> {
-        self.namespace.as_ref().map(Namespace::log).unwrap_or_default()
-    }
-
-    /// The network in which a port leads to this one of the guest, and that port.
-    pub(super) fn way_to(&self, guest: u16) -> Option<(&Namespace, u16)> {
-        let forward = self.machine.forwards.iter().find(|forward| forward.guest == guest)?;
-        Some((self.namespace.as_ref()?, forward.host))
-    }
-
-    /// Connects to a port of the guest that is forwarded in a network of the machine's own ([`Network::Isolated`]). QEMU
-    /// accepts such a connection before it knows of the guest: a port that is closed there shows as an end, or an error,
-    /// of the first read.
-    ///
-    /// # Errors
-    /// `Unsupported` when the machine was not prepared for it; `ConnectionRefused` while QEMU doesn't listen yet.
-    pub fn connect(&self, guest: u16, limit: Duration) -> io::Result<UnixStream> {
-        let (namespace, port) = self.way_to(guest).ok_or_else(|| {
-            let why = format!("the machine forwards no port {guest} in a network of its own");
-            io::Error::new(io::ErrorKind::Unsupported, why)
-        })?;
-        namespace.connect(port, limit)
     }
 
     /// How the machine ended, once it did.

@@ -24,6 +24,7 @@ use super::child::Kept;
 use super::ec2::Instance;
 use super::imds::Logged;
 use super::launch;
+use super::process::Vm;
 use wire::{CONNECTED, Event, GATE};
 
 /// The name under which `kiln internal` knows the process in the namespace.
@@ -197,6 +198,34 @@ impl Namespace {
 impl Drop for Namespace {
     fn drop(&mut self) {
         let _ = self.control.shutdown(Shutdown::Both);
+    }
+}
+
+impl Vm {
+    /// What the machine asked its metadata service so far; nothing when it has none.
+    #[must_use]
+    pub fn metadata_log(&self) -> Vec<Logged> {
+        self.namespace().map(Namespace::log).unwrap_or_default()
+    }
+
+    /// The network in which a port leads to this one of the guest, and that port.
+    pub(super) fn way_to(&self, guest: u16) -> Option<(&Namespace, u16)> {
+        let forward = self.machine.forwards.iter().find(|forward| forward.guest == guest)?;
+        Some((self.namespace()?, forward.host))
+    }
+
+    /// Connects to a port of the guest that is forwarded in a network of the machine's own ([`super::Network::Isolated`]). QEMU
+    /// accepts such a connection before it knows of the guest: a port that is closed there shows as an end, or an error,
+    /// of the first read.
+    ///
+    /// # Errors
+    /// `Unsupported` when the machine was not prepared for it; `ConnectionRefused` while QEMU doesn't listen yet.
+    pub fn connect(&self, guest: u16, limit: Duration) -> io::Result<UnixStream> {
+        let (namespace, port) = self.way_to(guest).ok_or_else(|| {
+            let why = format!("the machine forwards no port {guest} in a network of its own");
+            io::Error::new(io::ErrorKind::Unsupported, why)
+        })?;
+        namespace.connect(port, limit)
     }
 }
 
