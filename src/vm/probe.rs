@@ -26,8 +26,10 @@ const ROM_SIZE: usize = 64 << 10;
 const RESET: usize = ROM_SIZE - 16;
 /// `ljmp $0xf000, $0`: to the beginning of the ROM.
 const JUMP: [u8; 5] = [0xea, 0, 0, 0, 0xf0];
-/// A sound accelerator needs 0.1 s.
-const LIMIT: Duration = Duration::from_millis(1800);
+/// A sound KVM needs 0.1 s; a broken one may hang.
+const KVM_LIMIT: Duration = Duration::from_millis(1800);
+/// Emulation needs no more on an idle host, and doesn't hang on a busy one.
+const EMULATION_LIMIT: Duration = Duration::from_secs(30);
 
 /// Which accelerator is asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -134,11 +136,11 @@ fn run(qemu: &Qemu, accel: &str, scratch: &Path, kiln: Option<&Path>) -> Result<
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc", "-m", "32"]);
     command.args(["-accel", accel, "-cpu", cpu, "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-bios"]);
     command.arg(&path).stdin(Stdio::null()).stdout(Stdio::null());
-    verdict(command)
+    verdict(command, if accel == "kvm" { KVM_LIMIT } else { EMULATION_LIMIT })
 }
 
 /// Runs QEMU to its end, or to the limit; a broken KVM leaves it standing.
-fn verdict(mut command: Command) -> Result<Verdict, VmError> {
+fn verdict(mut command: Command, limit: Duration) -> Result<Verdict, VmError> {
     let mut child = command.stderr(Stdio::piped()).spawn().map_err(VmError::Start)?;
     let stderr = child.stderr.take();
     let said = std::thread::spawn(move || {
@@ -148,7 +150,7 @@ fn verdict(mut command: Command) -> Result<Verdict, VmError> {
         }
         text
     });
-    let status = wait(&mut child);
+    let status = wait(&mut child, limit);
     if !matches!(status, Ok(Some(_))) {
         let _ = child.kill();
         let _ = child.wait();
@@ -167,13 +169,13 @@ fn verdict(mut command: Command) -> Result<Verdict, VmError> {
             (_, "") => Verdict::Broken(format!("QEMU ended with {status}")),
             (_, said) => Verdict::Broken(said.to_owned()),
         },
-        None if said.is_empty() => Verdict::Broken(format!("no answer within {:.1} s", LIMIT.as_secs_f64())),
+        None if said.is_empty() => Verdict::Broken(format!("no answer within {:.1} s", limit.as_secs_f64())),
         None => Verdict::Broken(said.to_owned()),
     })
 }
 
-fn wait(child: &mut Child) -> Result<Option<ExitStatus>, VmError> {
-    let deadline = Instant::now() + LIMIT;
+fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>, VmError> {
+    let deadline = Instant::now() + limit;
     while Instant::now() < deadline {
         if let Some(status) = child.try_wait().map_err(VmError::Start)? {
             return Ok(Some(status));
@@ -215,7 +217,7 @@ mod tests {
         let mut command = Command::new("/bin/sh");
         command
             .args(["-c", "echo 'q: warning: x' >&2; echo 'KVM internal error' >&2; echo regs >&2; exit 1"]);
-        assert_eq!(verdict(command).unwrap(), Verdict::Broken("KVM internal error".to_owned()));
+        assert_eq!(verdict(command, KVM_LIMIT).unwrap(), Verdict::Broken("KVM internal error".to_owned()));
     }
 
     #[test]
@@ -223,7 +225,10 @@ mod tests {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", "exec sleep 60"]);
         let begun = Instant::now();
-        assert_eq!(verdict(command).unwrap(), Verdict::Broken("no answer within 1.8 s".to_owned()));
+        assert_eq!(
+            verdict(command, KVM_LIMIT).unwrap(),
+            Verdict::Broken("no answer within 1.8 s".to_owned())
+        );
         assert!(begun.elapsed() < Duration::from_secs(3));
     }
 }
