@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 /// The steps whose results are kept, and the sources (below `src/`) that shape them.
 const STEPS: [(&str, &[&str]); 4] = [
-    ("PACKAGES", &["sandbox", "source/debian/deb.rs", "source/debian/dpkg.rs", "tree.rs"]),
+    ("PACKAGES", &["sandbox", "host/sys.rs", "source/debian/deb.rs", "source/debian/dpkg.rs", "tree.rs"]),
     ("TREE", &["rootfs", "sandbox", "boot", "layout", "format", "tree.rs", "system.rs", "bake"]),
     ("DISK", &["image", "boot", "layout", "format", "tree.rs"]),
     ("EXPORT", &["export.rs", "export", "format"]),

@@ -13,7 +13,7 @@ use super::{BakeError, Locked, Session, sources};
 use crate::artifact::RawImage;
 use crate::boot;
 use crate::digest::Digest;
-use crate::image::{self, BootFiles, WriteJob};
+use crate::image::{self, WriteJob};
 use crate::layout::{self, Ids, Layout, LayoutRequest};
 use crate::rootfs::{self, ComposeContext, Composed, SandboxWork};
 use crate::sandbox::{self, CustomiseJob, DebFile, InstallJob, Installed, Script};
@@ -254,12 +254,15 @@ impl Session<'_> {
         let started = std::time::Instant::now();
         let tools = self.tools(locked, ToolSet::Disk)?;
         let system = locked.profile.system();
-        let tree = self.load_tree(baked)?;
+        let (tree, boot) = rayon::join(
+            || self.load_tree(baked),
+            || Ok::<_, BakeError>(image::boot_files(&tools, &system.name, system.arch)?),
+        );
+        let (tree, boot) = (tree?, boot?);
         let layout = self.layout(baked)?;
         let late = parse_paths(&self.kept(&baked.result, "late")?);
         self.store.ensure_space(Bytes(tree.iter().map(|(_, node)| content_size(node)).sum()))?;
         let _task = self.watch.task("writing", &format!("a disk of {}", layout.size), 0);
-        let boot: BootFiles = image::boot_files(&tools, &system.name, system.arch)?;
         let scratch = self.store.scratch("disk")?;
         let job = WriteJob {
             layout: &layout,

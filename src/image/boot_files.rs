@@ -3,14 +3,14 @@
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use super::ImageError;
 use crate::arch::Arch;
 use crate::boot::BootError;
 use crate::boot::grub::{Target, early_config};
 use crate::host::fs::FileError;
-use crate::host::tools;
+use crate::host::{sys, tools};
 use crate::layout::Ids;
 
 /// GRUB's images for one system. They depend on the tools and the system's name alone.
@@ -36,7 +36,8 @@ pub fn boot_files(tools: &Path, name: &str, arch: Arch) -> Result<BootFiles, Ima
     let boot_img = fs::read(&boot_img).map_err(FileError::at("can't read", &boot_img))?;
     let config = early_config(Ids::of(name).file_system("root"));
     let make = |target| make(tools, target, &config);
-    Ok(BootFiles { boot_img, core_img: make(Target::Bios)?, efi: make(Target::Uefi)? })
+    let (core_img, efi) = rayon::join(|| make(Target::Bios), || make(Target::Uefi));
+    Ok(BootFiles { boot_img, core_img: core_img?, efi: efi? })
 }
 
 fn make(tools: &Path, target: Target, config: &str) -> Result<Vec<u8>, ImageError> {
@@ -63,7 +64,8 @@ pub(super) fn run(
     let wrong = || FileError::at("can't run", Path::new(program));
     let output = tempfile::tempfile().map_err(wrong())?;
     let copy = || output.try_clone().map_err(wrong());
-    let mut child = command.stdin(Stdio::piped()).stdout(copy()?).stderr(copy()?).spawn().map_err(wrong())?;
+    command.stdin(Stdio::piped()).stdout(copy()?).stderr(copy()?);
+    let mut child = spawn_unsynced(&mut command).map_err(wrong())?;
     let mut fed = Ok(());
     if let Some(mut pipe) = child.stdin.take() {
         // A larger pipe halves the switches between the two processes; when it is refused, the usual one does.
@@ -85,6 +87,20 @@ pub(super) fn run(
         return Err(ImageError::Failed { program, status: status.to_string(), output });
     }
     fed
+}
+
+/// Starts a tool whose syncs do nothing, where that can be had: what it writes is a file without a name that lasts, and
+/// mke2fs would wait twice until all of it is on the disk.
+fn spawn_unsynced(command: &mut Command) -> std::io::Result<Child> {
+    std::thread::scope(|scope| {
+        let started = scope.spawn(|| {
+            if let Err(e) = sys::ignore_syncs() {
+                tracing::debug!("tools sync what they write: {e}");
+            }
+            command.spawn()
+        });
+        started.join().unwrap_or_else(|_| Err(std::io::Error::other("its thread was lost")))
+    })
 }
 
 fn is_broken_pipe(result: &Result<(), ImageError>) -> bool {

@@ -9,9 +9,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::error::{Doing, Inner};
-use super::sys;
 use super::unpack::{parallel, workers};
 use crate::digest::{Digest, Hasher};
+use crate::host::sys;
 use crate::tree::{Content, Kind, Node, Tree, TreePath};
 
 /// What capturing needs to know beside the folder.

@@ -12,8 +12,9 @@ use super::extract::{DirMeta, Root, Writer};
 use super::install::{Clock, Outputs, hand_over, now};
 use super::scripts::Runner;
 use super::wire::{Outcome, Teller};
-use super::{CustomiseJob, DUMP, ROOT, mounts, sys, wipe};
+use super::{CustomiseJob, DUMP, ROOT, mounts, wipe};
 use crate::digest::Digest;
+use crate::host::sys;
 use crate::source::debian::deb::{Entry, EntryKind};
 use crate::tree::{Content, Kind, Node, Packs, Tree};
 

@@ -19,7 +19,7 @@ use nix::sys::stat::{
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, linkat, symlinkat, unlinkat};
 
-use super::sys;
+use crate::host::sys;
 use crate::source::debian::deb::{Entry, EntryKind};
 use crate::tree::{TreePath, parent};
 

@@ -17,7 +17,8 @@ use nix::unistd::{ForkResult, Pid, getppid, setgroups, sethostname, setresgid, s
 
 use super::error::{Doing, Failure, Inner};
 use super::wire::{Event, Outcome, Request, Task, Teller};
-use super::{customise, install, remove, sys};
+use super::{customise, install, remove};
+use crate::host::sys;
 
 /// Host name in every sandbox; some packages write it into their configuration.
 const HOST_NAME: &str = "localhost";
