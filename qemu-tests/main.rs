@@ -3,6 +3,7 @@
 
 mod archive;
 mod bake;
+mod bookworm;
 mod boot;
 mod disk;
 mod dropped;
@@ -18,5 +19,6 @@ mod run;
 #[allow(dead_code)]
 #[path = "../tests/server.rs"]
 mod server;
+mod servers;
 mod store;
 mod upgrade;

@@ -1,5 +1,7 @@
 //! Locks: written, read, compared; and wrong ones, each refused with its line.
 
+use std::collections::BTreeMap;
+
 use kiln::arch::Arch;
 use kiln::date::Timestamp;
 use kiln::digest::Digest;
@@ -33,6 +35,10 @@ fn release(archive: &str, suite: &str, valid_until: Option<Timestamp>) -> Locked
     }
 }
 
+fn keys() -> BTreeMap<String, Digest> {
+    [("our.asc".to_owned(), Digest::of(b"a key"))].into()
+}
+
 fn system() -> System {
     let source = Source {
         enable: true,
@@ -41,7 +47,7 @@ fn system() -> System {
         components: vec!["main".into()],
         pockets: [("security".to_owned(), true), ("backports".to_owned(), false)].into(),
         mirrors: vec!["http://mirror/debian".into()],
-        keys: Vec::new(),
+        keys: vec!["our.asc".into()],
     };
     let wanted =
         |version: Option<&str>| Package { enable: true, version: version.map(str::to_owned), suite: None };
@@ -65,7 +71,7 @@ fn system() -> System {
 
 fn lock() -> Lock {
     let mut lock = Lock {
-        goals: Goals::of(&system(), &["e2fsprogs", "grub-pc-bin"], &["qemu-system-x86"]),
+        goals: Goals::of(&system(), &keys(), &["e2fsprogs", "grub-pc-bin"], &["qemu-system-x86"]),
         releases: vec![
             release("debian", "trixie", None),
             release("debian-security", "trixie-security", Some(Timestamp(1_768_603_200))),
@@ -103,13 +109,15 @@ fn it_is_written_again_byte_for_byte() {
 
 #[test]
 fn it_satisfies_what_it_was_made_for() {
-    let goals = Goals::of(&system(), &["e2fsprogs", "grub-pc-bin"], &["qemu-system-x86"]);
+    let goals = Goals::of(&system(), &keys(), &["e2fsprogs", "grub-pc-bin"], &["qemu-system-x86"]);
     lock().satisfies(&goals).unwrap();
     // Where packages come from is transport, and a name is only a name.
     let mut other = system();
     other.sources.get_mut("debian").unwrap().mirrors = vec!["http://elsewhere/debian".into()];
     other.name = "other".into();
-    lock().satisfies(&Goals::of(&other, &["e2fsprogs", "grub-pc-bin"], &["qemu-system-x86"])).unwrap();
+    lock()
+        .satisfies(&Goals::of(&other, &keys(), &["e2fsprogs", "grub-pc-bin"], &["qemu-system-x86"]))
+        .unwrap();
 }
 
 #[test]
@@ -134,7 +142,8 @@ fn every_difference_to_the_profile_is_named() {
         group: String::new(),
     };
     other.fetch.insert("/opt/y".into(), file);
-    let goals = Goals::of(&other, &["e2fsprogs", "mtools"], &["qemu-system-x86"]);
+    let changed = [("our.asc".to_owned(), Digest::of(b"another key"))].into();
+    let goals = Goals::of(&other, &changed, &["e2fsprogs", "mtools"], &["qemu-system-x86"]);
     insta::assert_snapshot!(lock().satisfies(&goals).unwrap_err());
 }
 

@@ -80,7 +80,7 @@ impl Session<'_> {
             self.watch.say("locking", &format!("{} is not there yet", path.display()));
             return Ok(self.update_lock(profile, &Update::All)?.locked);
         };
-        match lock.satisfies(&goals(profile.system())) {
+        match lock.satisfies(&goals(&profile)?) {
             Ok(()) => Ok(Locked { profile, lock }),
             Err(reasons) => Err(BakeError::Stale { path, reasons }),
         }
@@ -126,9 +126,9 @@ impl Session<'_> {
         let task = self.watch.task("resolving", "packages", 0);
         let pins = pins(system, old, update);
         let universe = Universe::new(&indexes, system.arch).map_err(ResolveError::from)?;
-        let wanted = goals(system).packages;
-        let request =
-            Request { wanted: &wanted, recommends: system.recommends, pins: &pins, essential: true };
+        let goals = goals(profile)?;
+        let wanted = &goals.packages;
+        let request = Request { wanted, recommends: system.recommends, pins: &pins, essential: true };
         let packages = resolve(&universe, &request)?;
         drop(universe);
         let universe = Universe::new(&tool_indexes, host_arch(system)).map_err(ResolveError::from)?;
@@ -141,13 +141,8 @@ impl Session<'_> {
             };
             resolve(&universe, &request).map_err(BakeError::Tools)
         };
-        let mut lock = Lock {
-            goals: goals(system),
-            releases,
-            packages,
-            tools: tools(&disk_tools())?,
-            vm_tools: tools(&vm_tools())?,
-        };
+        let mut lock =
+            Lock { goals, releases, packages, tools: tools(&disk_tools())?, vm_tools: tools(&vm_tools())? };
         drop(task);
         lock.sort();
         Ok(lock)
@@ -163,9 +158,15 @@ fn read_lock(path: &Path) -> Result<Option<Lock>, BakeError> {
     }
 }
 
-/// What the lock of `system` must answer.
-pub(super) fn goals(system: &System) -> Goals {
-    Goals::of(system, &disk_tools(), &vm_tools())
+/// What the lock of a profile must answer.
+pub(super) fn goals(profile: &Profile) -> Result<Goals, BakeError> {
+    let system = profile.system();
+    let sources = system.sources.values().filter(|s| s.enable).chain([&system.tools]);
+    let mut keys = BTreeMap::new();
+    for name in sources.flat_map(|source| &source.keys) {
+        keys.insert(name.clone(), profile.files.digest(name)?.0);
+    }
+    Ok(Goals::of(system, &keys, &disk_tools(), &vm_tools()))
 }
 
 /// base-files holds the links of the merged /usr, through which programs find their loader.

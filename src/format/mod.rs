@@ -5,6 +5,7 @@
 pub mod ext4;
 pub mod fat;
 pub mod gpt;
+pub mod jks;
 pub mod mbr;
 pub mod qcow2;
 pub mod tar;

@@ -45,18 +45,18 @@ pub struct SourceGoal {
     pub components: Vec<String>,
     /// The pockets that are on.
     pub pockets: BTreeSet<String>,
-    /// The key files.
-    pub keys: Vec<String>,
+    /// The key files, by their names beside the profile, and what is in them.
+    pub keys: BTreeMap<String, Digest>,
 }
 
 impl SourceGoal {
-    fn of(source: &Source) -> SourceGoal {
+    fn of(source: &Source, keys: &BTreeMap<String, Digest>) -> SourceGoal {
         SourceGoal {
             archive: source.archive.clone(),
             suite: source.suite.clone(),
             components: source.components.clone(),
             pockets: source.pockets.iter().filter(|(_, on)| **on).map(|(name, _)| name.clone()).collect(),
-            keys: source.keys.clone(),
+            keys: source.keys.iter().filter_map(|k| Some((k.clone(), *keys.get(k)?))).collect(),
         }
     }
 }
@@ -66,14 +66,15 @@ impl fmt::Display for SourceGoal {
         write!(f, "{} {}", self.archive, self.suite)?;
         self.components.iter().try_for_each(|c| write!(f, " {c}"))?;
         self.pockets.iter().try_for_each(|p| write!(f, " +{p}"))?;
-        self.keys.iter().try_for_each(|k| write!(f, " (key {k})"))
+        self.keys.iter().try_for_each(|(name, sha256)| write!(f, " (key {name} {})", sha256.short()))
     }
 }
 
 impl Goals {
-    /// The goals of `system`. `tools` and `vm_tools` name the packages that this program takes its own tools from.
+    /// The goals of `system`. `keys` holds the digest of each key file that a source names; `tools` and `vm_tools` name the
+    /// packages that this program takes its own tools from.
     #[must_use]
-    pub fn of(system: &System, tools: &[&str], vm_tools: &[&str]) -> Goals {
+    pub fn of(system: &System, keys: &BTreeMap<String, Digest>, tools: &[&str], vm_tools: &[&str]) -> Goals {
         let mut packages: Set<Package> =
             system.packages.iter().filter(|(_, p)| p.enable).map(|(n, p)| (n.clone(), p.clone())).collect();
         if !system.kernel.package.is_empty() {
@@ -98,9 +99,9 @@ impl Goals {
                 .sources
                 .iter()
                 .filter(|(_, s)| s.enable)
-                .map(|(name, source)| (name.clone(), SourceGoal::of(source)))
+                .map(|(name, source)| (name.clone(), SourceGoal::of(source, keys)))
                 .collect(),
-            tools: SourceGoal::of(&system.tools),
+            tools: SourceGoal::of(&system.tools, keys),
             tool_packages: names(tools),
             vm_tool_packages: names(vm_tools),
         }

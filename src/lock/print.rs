@@ -120,7 +120,12 @@ fn source(out: &mut String, goal: &SourceGoal) {
     line(out, "components", &list(&goal.components));
     line(out, "pockets", &list(&goal.pockets));
     if !goal.keys.is_empty() {
-        line(out, "keys", &list(&goal.keys));
+        let keys: Vec<String> = goal
+            .keys
+            .iter()
+            .map(|(name, sha256)| format!("{} = {}", key(name), text(&sha256.to_string())))
+            .collect();
+        line(out, "keys", &format!("{{ {} }}", keys.join(", ")));
     }
 }
 

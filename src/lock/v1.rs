@@ -76,7 +76,7 @@ struct WireSource {
     components: Vec<String>,
     pockets: BTreeSet<String>,
     #[serde(default)]
-    keys: Vec<String>,
+    keys: BTreeMap<String, Digest>,
 }
 
 #[derive(Deserialize)]
@@ -87,7 +87,7 @@ struct WireTools {
     components: Vec<String>,
     pockets: BTreeSet<String>,
     #[serde(default)]
-    keys: Vec<String>,
+    keys: BTreeMap<String, Digest>,
     packages: BTreeSet<String>,
     vm_packages: BTreeSet<String>,
 }

@@ -76,11 +76,16 @@ impl<'a> Editor<'a> {
         }
     }
 
+    /// The bytes of the file that `path` leads to; `None` when there is no such file.
+    pub fn bytes(&self, path: &str) -> Result<Option<Vec<u8>>, RootfsError> {
+        let wrong = |error| RootfsError::Base { path: path.trim_start_matches('/').to_owned(), error };
+        self.content(path).map(|content| content.read(self.packs).map_err(wrong)).transpose()
+    }
+
     /// The text of the file that `path` leads to; `None` when there is no such file.
     pub fn text(&self, path: &str) -> Result<Option<String>, RootfsError> {
         let wrong = |error| RootfsError::Base { path: path.trim_start_matches('/').to_owned(), error };
-        let Some(content) = self.content(path) else { return Ok(None) };
-        let bytes = content.read(self.packs).map_err(wrong)?;
+        let Some(bytes) = self.bytes(path)? else { return Ok(None) };
         let text = String::from_utf8(bytes);
         text.map(Some).map_err(|e| wrong(io::Error::new(io::ErrorKind::InvalidData, e.utf8_error())))
     }

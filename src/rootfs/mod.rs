@@ -13,7 +13,7 @@
 //! | `host` | host name, time zone, locale, keyboard, os-release |
 //! | `kernel` | sysctl, modules, the initrd |
 //! | `network`, `mounts`, `cloud`, `yaml`, `ssh`, `apt` | what their names say |
-//! | `wipe`, `databases`, `first_boot` | identity taken out, and made anew by each machine |
+//! | `wipe`, `databases`, `servers`, `first_boot` | identity taken out, and made anew by each machine |
 
 mod accounts;
 mod apt;
@@ -28,6 +28,7 @@ mod kernel;
 mod mounts;
 mod near;
 mod network;
+mod servers;
 mod ssh;
 mod unit_file;
 mod units;
@@ -157,6 +158,7 @@ pub fn compose(
     ssh::apply(&mut editor, system, &mut requests)?;
     apt::apply(&mut editor, system, sources)?;
     databases::apply(&mut editor, &mut requests)?;
+    servers::apply(&mut editor, &mut requests)?;
     first_boot::apply(&mut editor, &mut requests)?;
     units::write(&mut editor, &system.units)?;
     files::apply(&mut editor, system, &accounts, sources, ctx)?;
@@ -182,6 +184,7 @@ pub fn seal(
     let mut editor = Editor::new(tree, packs, epoch);
     editor.written.clone_from(written);
     wipe::apply(&mut editor);
+    servers::java(&mut editor)?;
     first_boot::no_machine_id(&mut editor)?;
     let (mut tree, ..) = editor.into_tree();
     clamp(&mut tree, epoch);

@@ -426,6 +426,32 @@ fn a_databases_data_are_made_by_each_machine() {
 }
 
 #[test]
+fn mariadbs_data_are_made_by_each_machine() {
+    let mut tree = base();
+    file(&mut tree, "usr/bin/mariadb-install-db", "");
+    file(&mut tree, "usr/lib/systemd/system/mariadb.service", "[Install]\nWantedBy=multi-user.target\n");
+    tree.insert_with_parents("var/lib/mysql", Node::new(Kind::Dir, 0o755, 0).owned_by(7, 8));
+    file(&mut tree, "var/lib/mysql/debian-11.8.flag", "");
+    file(&mut tree, "var/lib/mysql/ibdata1", "x");
+    file(&mut tree, "var/lib/mysql/mysql/user.frm", "x");
+    let tree = composed(tree, json!({}));
+    assert_eq!(rights(&tree, "var/lib/mysql"), "0755 7:8");
+    let left: Vec<_> = tree.below(b"var/lib/mysql").map(|(path, _)| String::from_utf8_lossy(path)).collect();
+    assert_eq!(left, ["var/lib/mysql/debian-11.8.flag"]);
+    let link = "etc/systemd/system/mariadb.service.requires/kiln-mariadb.service";
+    assert_eq!(rights(&tree, link), "-> /etc/systemd/system/kiln-mariadb.service");
+}
+
+#[test]
+fn slapds_directory_and_an_odd_key_store_are_warned_of() {
+    let mut tree = base();
+    file(&mut tree, "etc/ldap/slapd.d/cn=config.ldif", "x");
+    file(&mut tree, "etc/ssl/certs/java/cacerts", "x");
+    let warnings = try_compose(tree, json!({})).unwrap().warnings.join("\n");
+    assert!(warnings.contains("slapd/no_configuration") && warnings.contains("no key store"), "{warnings}");
+}
+
+#[test]
 fn sealing_keeps_what_the_profile_wrote() {
     let json = json!({ "files": { "/var/log/mine": { "enable": true, "text": "kept", "mode": "0644", "user": "root", "group": "root" } } });
     let done = try_compose(base(), json).unwrap();
