@@ -64,7 +64,7 @@ fn finds_nothing(command: &mut Command) -> String {
 }
 
 /// First byte and size of a partition, as sfdisk reads the table.
-fn partition(disk: &Path, number: u32) -> (u64, u64) {
+pub fn partition(disk: &Path, number: u32) -> (u64, u64) {
     let said = finds_nothing(Command::new("sfdisk").arg("--json").arg(disk));
     let table: serde_json::Value = serde_json::from_str(&said).expect("JSON");
     let node = format!("{}{number}", disk.display());

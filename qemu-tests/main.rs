@@ -10,6 +10,7 @@ mod dropped;
 mod ec2;
 mod elsewhere;
 mod images;
+mod inspect;
 mod machine;
 mod netns;
 mod realise;

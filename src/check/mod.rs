@@ -9,10 +9,12 @@
 //! | [`written`] | checks that a profile writes |
 //! | [`ask`], [`judge`] | the scripts, and what their answers mean |
 //! | [`plan`] | which machines are booted, and what is checked on each |
+//! | [`disk`] | what a disk shows without a machine |
 //! | [`report`] | how it all ended |
 
 pub mod ask;
 pub mod derive;
+pub mod disk;
 pub mod judge;
 pub mod plan;
 pub mod report;

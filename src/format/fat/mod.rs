@@ -5,6 +5,7 @@
 //! equal bytes.
 
 mod names;
+pub mod read;
 
 use std::collections::BTreeMap;
 use std::io;

@@ -182,3 +182,88 @@ proptest! {
         prop_assert_eq!(back, files);
     }
 }
+
+fn read_all(
+    reader: &mut read::Reader<impl std::io::Read + std::io::Seek>,
+    folder: &str,
+    all: &mut BTreeMap<String, Vec<u8>>,
+) {
+    for entry in reader.list(folder).unwrap().unwrap() {
+        let path = if folder.is_empty() { entry.name.clone() } else { format!("{folder}/{}", entry.name) };
+        if entry.is_dir {
+            read_all(reader, &path, all);
+        } else {
+            all.insert(path.clone(), reader.read(&path, 1 << 20).unwrap().unwrap());
+        }
+    }
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("esp");
+    write(&volume(&many(), 64 * MIB), &image);
+    let mut reader = read::Reader::open(File::open(&image).unwrap()).unwrap();
+    assert_eq!((reader.serial().as_str(), reader.label()), ("DEAD-BEEF", "ESP"));
+    let mut all = BTreeMap::new();
+    read_all(&mut reader, "", &mut all);
+    assert_eq!(all, many());
+    assert_eq!(reader.read("efi/boot/bootx64.efi", 1 << 20).unwrap().unwrap().len(), 700_001);
+    assert!(reader.read("EFI/none", 1).unwrap().is_none());
+    assert!(reader.read("empty.txt/below", 1).unwrap().is_none());
+    assert!(matches!(reader.read("EFI", 1), Err(read::ReadError::Kind(_))));
+    assert!(matches!(
+        reader.read("loader/loader.conf", 9),
+        Err(read::ReadError::TooLarge { size: 10, limit: 9 })
+    ));
+    assert_eq!(reader.head("loader/loader.conf", 4).unwrap().unwrap().0.len(), 4);
+}
+
+/// Volumes of dosfstools and mtools, in all three widths.
+#[test]
+fn other_programs_volumes_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let content: Vec<u8> = (0..300_000u32).map(|i| (i / 7) as u8).collect();
+    let source = folder.path().join("source");
+    std::fs::write(&source, &content).unwrap();
+    for (width, kib) in [("12", "2000"), ("16", "20000"), ("32", "40000")] {
+        let image = folder.path().join(width);
+        run("mkfs.fat", &["-F", width, "-n", "LABEL", "-i", "12345678", "-C", "@", kib], &image);
+        run("mmd", &["-i", "@", "::/Some folder", "::/Some folder/EFI"], &image);
+        run("mcopy", &["-i", "@", source.to_str().unwrap(), "::/Some folder/EFI/a longer name.efi"], &image);
+        let mut reader = read::Reader::open(File::open(&image).unwrap()).unwrap();
+        assert_eq!((reader.serial().as_str(), reader.label()), ("1234-5678", "LABEL"));
+        assert_eq!(
+            reader.read("some FOLDER/efi/A longer name.EFI", 1 << 20).unwrap().unwrap(),
+            content,
+            "{width}"
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn damaged_volumes_are_read_without_panic_and_end(
+        holes in proptest::collection::vec((0usize..4, 0usize..1024, any::<u8>()), 1..20),
+    ) {
+        static IMAGE: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+        let whole = IMAGE.get_or_init(|| {
+            let mut bytes = vec![0; 34 << 20];
+            let put = |at: u64, b: &[u8]| { bytes[at as usize..at as usize + b.len()].copy_from_slice(b); Ok(()) };
+            volume(&many(), 34 * MIB).write(put).unwrap();
+            bytes.truncate(2 << 20);
+            bytes
+        });
+        let mut bytes = whole.clone();
+        for (area, at, byte) in holes {
+            // The boot sector, the first table, the root directory and what follows it.
+            bytes[[0, 32 * 512, 1_100 * 512, 1_104 * 512][area] + at] = byte;
+        }
+        if let Ok(mut reader) = read::Reader::open(std::io::Cursor::new(bytes)) {
+            let _ = reader.list("loader/entries");
+            let _ = reader.read("EFI/BOOT/BOOTX64.EFI", 1 << 20);
+            let _ = reader.head("long name.txt", 100);
+        }
+    }
+}
