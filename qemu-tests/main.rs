@@ -14,6 +14,7 @@ mod inspect;
 mod machine;
 mod netns;
 mod realise;
+mod report_page;
 mod resolve;
 mod rootfs;
 mod run;

@@ -11,11 +11,14 @@
 //! | [`plan`] | which machines are booted, and what is checked on each |
 //! | [`disk`] | what a disk shows without a machine |
 //! | [`report`] | how it all ended |
+//! | [`junit`], [`html`] | the report as other programs and people read it |
 
 pub mod ask;
 pub mod derive;
 pub mod disk;
+pub mod html;
 pub mod judge;
+pub mod junit;
 pub mod plan;
 pub mod report;
 pub mod written;
