@@ -3,6 +3,8 @@
 //! An image is written once: first the header's cluster, which is filled in last, then the clusters' data wherever the
 //! writer puts them, then the tables. [`Tables`] records where things went and makes the bytes.
 
+pub mod read;
+
 use crate::units::KIB;
 
 /// Size of a cluster: QEMU's default.
