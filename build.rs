@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 /// The steps whose results are kept, and the sources (below `src/`) that shape them.
-const STEPS: [(&str, &[&str]); 4] = [
+const STEPS: [(&str, &[&str]); 5] = [
     ("PACKAGES", &["sandbox", "host/sys.rs", "source/debian/deb.rs", "source/debian/dpkg.rs", "tree.rs"]),
     ("TREE", &["rootfs", "sandbox", "boot", "layout", "format", "tree.rs", "system.rs", "bake"]),
     ("DISK", &["image", "boot", "layout", "format", "tree.rs"]),
+    ("TEST", &["vm", "check"]),
     ("EXPORT", &["export.rs", "export", "format"]),
 ];
 

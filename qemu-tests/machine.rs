@@ -73,6 +73,13 @@ pub fn image(profile: &str) -> PathBuf {
     out.join(format!("{profile}.raw"))
 }
 
+/// One of `profiles/`, with a lock beside it, as a file that may be built from.
+pub fn profile(name: &str) -> PathBuf {
+    let path = profiles().join(format!("{name}.ncl"));
+    refresh_lock(&path);
+    path
+}
+
 /// A copy of `profiles/` outside the source, so that locks are made there.
 fn profiles() -> PathBuf {
     static COPIED: OnceLock<PathBuf> = OnceLock::new();

@@ -5,6 +5,7 @@ mod archive;
 mod bake;
 mod bookworm;
 mod boot;
+mod broken;
 mod disk;
 mod dropped;
 mod ec2;
@@ -22,5 +23,6 @@ mod run;
 #[path = "../tests/server.rs"]
 mod server;
 mod servers;
+mod smoke;
 mod store;
 mod upgrade;

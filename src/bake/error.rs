@@ -59,6 +59,14 @@ pub enum BakeError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
+    Check(#[from] crate::check::written::BadCheck),
+    #[error(transparent)]
+    Vm(#[from] crate::vm::VmError),
+    #[error("no machine is left to test on: {0}")]
+    NoMachine(String),
+    #[error("{path} was changed while it was being tested: its blocks were {before}, and are {after}", path = path.display())]
+    ImageChanged { path: PathBuf, before: String, after: String },
+    #[error(transparent)]
     File(#[from] FileError),
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
@@ -68,6 +76,17 @@ pub enum BakeError {
     /// A result in the store that can't be read back.
     #[error("the store's result `{what}` can't be read: {why}; `kiln store verify` finds damaged ones")]
     Kept { what: &'static str, why: String },
+}
+
+impl From<crate::vm::smoke::SmokeError> for BakeError {
+    fn from(error: crate::vm::smoke::SmokeError) -> BakeError {
+        use crate::vm::smoke::SmokeError;
+        match error {
+            SmokeError::Vm(error) => error.into(),
+            SmokeError::File(error) => error.into(),
+            SmokeError::NoMachine(why) => BakeError::NoMachine(why),
+        }
+    }
 }
 
 impl BakeError {

@@ -9,6 +9,7 @@
 //! | `steps` | the cached steps: packages, tree, disk |
 //! | `sources` | files beside the profile, as the tree's composition sees them |
 //! | `output` | what a build leaves in its output folder |
+//! | `test` | disk → tested image: the verdict of its smoke tests |
 //! | `why` | which input changed |
 
 mod closure;
@@ -18,6 +19,7 @@ mod output;
 mod profile;
 mod sources;
 mod steps;
+mod test;
 mod watch;
 mod why;
 
@@ -33,6 +35,7 @@ pub use locking::{LockUpdate, Locked, Update};
 pub use output::{Format, Manifest, Outputs};
 pub use profile::Profile;
 pub use steps::{BakedDisk, BakedTree};
+pub use test::{Subject, TestRequest, Tested, accepted, digest_of};
 pub use watch::{Advance, Unwatched, Watch};
 pub use why::{StepState, Why};
 

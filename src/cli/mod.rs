@@ -22,6 +22,7 @@ pub mod run;
 pub mod session;
 pub mod store;
 mod terminal;
+pub mod test;
 pub mod tree;
 pub mod why;
 
@@ -77,6 +78,8 @@ enum Verb {
     Build(build::Args),
     /// Boot an image in QEMU, or what a profile bakes
     Run(run::Args),
+    /// Boot an image on every machine that it is for, and check it there
+    Test(test::Args),
     /// Say what the next build would do, and which input makes it so
     Why(why::Args),
     /// Print the image's file tree
@@ -161,7 +164,13 @@ fn start_tracing(verbose: u8, color: bool) {
 /// The whole command with its verbs, as completions, the manual and the reference are made from it.
 #[must_use]
 pub fn command() -> clap::Command {
-    Cli::command()
+    Cli::command().mut_subcommand("test", |test| {
+        test.mut_arg("profile", |target| {
+            target
+                .value_name("PROFILE|IMAGE")
+                .help("A profile, which is baked first when it has to be; or an image, raw or qcow2")
+        })
+    })
 }
 
 /// Parses `args`, runs the verb and answers the exit status.
@@ -203,6 +212,7 @@ fn run(verb: Verb, cx: &Context) -> Result<(), Failure> {
         Verb::Init(args) => init::run(&args, cx),
         Verb::Eval(args) => eval::run(&args, cx),
         Verb::Run(args) => run::run(&args, cx),
+        Verb::Test(args) => test::run(&args, cx),
         Verb::Completions(args) => completions::run(&args),
         Verb::Man(args) => completions::man(&args, cx),
     }

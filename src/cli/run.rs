@@ -70,20 +70,27 @@ pub struct Args {
     /// Keep what the guest writes: a new qcow2 file over the image
     #[arg(long, value_name = "FILE")]
     keep: Option<PathBuf>,
+    /// Go on from what a guest wrote earlier: the qcow2 file of `--keep`, or of a test that failed
+    #[arg(long, value_name = "FILE", conflicts_with = "keep")]
+    overlay: Option<PathBuf>,
     /// Only print QEMU's command line
     #[arg(long)]
     dry_run: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum FirmwareArg {
+pub(super) enum FirmwareArg {
+    /// SeaBIOS
     Bios,
+    /// OVMF
     Uefi,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum DiskArg {
+pub(super) enum DiskArg {
+    /// virtio-blk
     Virtio,
+    /// NVMe
     Nvme,
 }
 
@@ -95,10 +102,21 @@ enum NetArg {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum AccelArg {
+pub(super) enum AccelArg {
     Auto,
     Kvm,
     Emulation,
+}
+
+impl AccelArg {
+    /// What it asks for.
+    pub(super) fn wish(self) -> Wish {
+        match self {
+            AccelArg::Auto => Wish::Auto,
+            AccelArg::Kvm => Wish::Kvm,
+            AccelArg::Emulation => Wish::Emulation,
+        }
+    }
 }
 
 /// `HOST:GUEST`, or one number for both.
@@ -137,13 +155,13 @@ pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
     let store = Store::open(&root).map_err(|e| Failure::of("store", &e))?;
     let scratch = store.scratch("vm").map_err(|e| Failure::of("store", &e))?;
     let (image, locked) = image_of(args, cx)?;
-    let qemu = qemu_of(args, locked, &store)?;
+    let qemu = qemu_of(args.qemu.as_deref(), locked, &store)?;
     refuse_metadata(args)?;
-    let wish = match args.accel {
-        AccelArg::Auto => Wish::Auto,
-        AccelArg::Kvm => Wish::Kvm,
-        AccelArg::Emulation => Wish::Emulation,
-    };
+    if let Some(overlay) = args.overlay.as_ref().filter(|o| !o.is_file()) {
+        let missing = format!("there is no overlay {}", overlay.display());
+        return Err(Failure::usage("overlay", missing).hint("`--keep FILE` begins a new one"));
+    }
+    let wish = args.accel.wish();
     let session = Session { args, cx, image, qemu, scratch: scratch.path() };
     match session.boot(wish) {
         Err(e) if e.is_accelerator() && wish == Wish::Auto => {
@@ -157,10 +175,15 @@ pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
     }
 }
 
+/// Whether a path names a profile rather than an image: by its ending.
+pub(super) fn is_profile(path: &Path) -> bool {
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    ["ncl", "toml", "yaml", "yml", "json"].contains(&extension)
+}
+
 /// The image to boot, and the folder of the locked QEMU when it is a profile's, which is baked first.
 fn image_of(args: &Args, cx: &Context) -> Result<(PathBuf, Option<PathBuf>), Failure> {
-    let extension = args.target.extension().and_then(|e| e.to_str()).unwrap_or_default();
-    if !["ncl", "toml", "yaml", "yml", "json"].contains(&extension) {
+    if !is_profile(&args.target) {
         return Ok((args.target.clone(), None));
     }
     let profile = ProfileArgs::plain(args.target.clone());
@@ -174,8 +197,8 @@ fn image_of(args: &Args, cx: &Context) -> Result<(PathBuf, Option<PathBuf>), Fai
 }
 
 /// The QEMU that was asked for; else the profile's locked one, else that of any tools tree in the store, else the host's.
-fn qemu_of(args: &Args, locked: Option<PathBuf>, store: &Store) -> Result<Qemu, Failure> {
-    let found = match (&args.qemu, locked) {
+pub(super) fn qemu_of(asked: Option<&Path>, locked: Option<PathBuf>, store: &Store) -> Result<Qemu, Failure> {
+    let found = match (asked, locked) {
         (Some(host), _) if host.as_os_str() == "host" => Qemu::host(),
         (Some(tree), _) => Qemu::tools(tree),
         (None, Some(tree)) => Qemu::tools(&tree),
@@ -204,7 +227,7 @@ fn refuse_metadata(args: &Args) -> Result<(), Failure> {
     }
 }
 
-fn failure(error: &VmError) -> Failure {
+pub(super) fn failure(error: &VmError) -> Failure {
     let told = Failure::of("run", error);
     match error {
         VmError::Disk(DiskError::File(_) | DiskError::NoImage { .. } | DiskError::TooSmall { .. }) => {
@@ -254,7 +277,8 @@ impl Session<'_> {
         setup.memory = args.memory;
         setup.cpus = args.cpus;
         setup.disk_size = args.size;
-        setup.keep.clone_from(&args.keep);
+        setup.keep = args.overlay.clone().or_else(|| args.keep.clone());
+        setup.resume = args.overlay.is_some();
         setup.forwards = args.ports.iter().map(|p| p.0).collect();
         let login = if args.ssh { Some(Login::prepare(self, &mut setup)?) } else { None };
         let prepared = prepare(setup)?;
@@ -311,7 +335,7 @@ impl Session<'_> {
 
     /// What is kept is shut down properly; what is thrown away needs no care.
     fn switch_off(&self, vm: Vm) {
-        if self.args.keep.is_some() {
+        if self.args.keep.is_some() || self.args.overlay.is_some() {
             self.cx.progress.say("run", "shutting down");
             let ending = vm.power_down(POWER_DOWN);
             self.cx.progress.say("run", &ending.to_string());

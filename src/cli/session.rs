@@ -105,6 +105,11 @@ impl From<BakeError> for Failure {
             BakeError::Sandbox(_) => {
                 Failure::of("sandbox", &error).hint("`kiln doctor` says what this host allows")
             }
+            BakeError::Check(_) => usage("check", &error),
+            BakeError::NoMachine(_) => usage("no-machine", &error)
+                .hint("`test.platforms` and `test.disks` say on which machines the image is tested"),
+            BakeError::Vm(ref vm) => super::run::failure(vm),
+            BakeError::ImageChanged { .. } => Failure::of("image-changed", &error),
             BakeError::Image(_) => Failure::of("image", &error),
             BakeError::Export(_) => Failure::of("export", &error),
             BakeError::Damaged { .. } | BakeError::Kept { .. } => Failure::of("store", &error),

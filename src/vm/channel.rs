@@ -32,6 +32,11 @@ const RULE_READ: Duration = Duration::from_secs(1);
 const REPLUG: Duration = Duration::from_secs(5);
 /// The same once early boot is done: then the agent should only be given time.
 const AGENT_START: Duration = Duration::from_secs(15);
+/// A guest that neither speaks nor uses its processors for so long hangs. Longer than systemd's own default for a start
+/// (90 s), which ends in a failed unit or in emergency mode and is told as such.
+pub const HANG: Duration = Duration::from_secs(100);
+/// A command that only asks for something.
+const QUESTION: Duration = Duration::from_secs(60);
 /// Takes the port as both of the agent's ends.
 const OPEN: &str = "exec 3<>/dev/virtio-ports/org.kiln.check.0 4>&3 || exit 1\nfolder=/run/kiln\n";
 
@@ -76,14 +81,50 @@ impl<'a> Channel<'a> {
     /// # Errors
     /// [`VmError`]: a boot that failed, `limit`, Ctrl-C.
     pub fn attach(vm: &'a Vm, limit: Duration) -> Result<Channel<'a>, VmError> {
+        Channel::wait(vm, 0, FIRST_PLUG.saturating_sub(vm.age()), limit)
+    }
+
+    /// Plugs another port into a machine that is up and whose channel is gone.
+    ///
+    /// # Errors
+    /// As [`Channel::attach`].
+    pub fn attach_again(vm: &'a Vm, limit: Duration) -> Result<Channel<'a>, VmError> {
+        Channel::wait(vm, vm.line_count(), Duration::ZERO, limit)
+    }
+
+    /// Restarts the guest and waits for its agent once more. The machine must have been prepared with `reboots`.
+    ///
+    /// # Errors
+    /// As [`Channel::attach`]; [`VmError::Timeout`] when it does not go down.
+    pub fn reboot(mut self, limit: Duration) -> Result<Channel<'a>, VmError> {
+        let (vm, begun, resets) = (self.vm, Instant::now(), self.vm.resets());
+        vm.expect_reset();
+        // Started by systemd, it doesn't end with the agent.
+        self.run("systemd-run --quiet --on-active=1 systemctl reboot", QUESTION)?;
+        let mut lines = self.lines;
+        drop(self);
+        while vm.resets() == resets {
+            vm.news(&mut lines, "restart of the guest")?;
+            if begun.elapsed() > limit {
+                let what = "restart of the guest".to_owned();
+                return Err(VmError::Timeout { what, limit, tail: vm.tail() });
+            }
+            std::thread::sleep(TICK);
+        }
+        Channel::wait(vm, vm.line_count(), FIRST_PLUG, limit.saturating_sub(begun.elapsed()))
+    }
+
+    /// Waits for the agent, looking at the console from line `lines` on; the first port comes after `first`.
+    fn wait(vm: &'a Vm, mut lines: usize, first: Duration, limit: Duration) -> Result<Channel<'a>, VmError> {
         const WHAT: &str = "answer of the agent in the guest";
-        let (begun, mut lines, mut done) = (Instant::now(), 0, false);
-        let mut next = begun + FIRST_PLUG.saturating_sub(vm.age());
+        let (begun, mut done) = (Instant::now(), false);
+        let mut next = begun + first;
         let mut pause = REPLUG;
         let mut plugged: Option<Channel<'a>> = None;
-        for plugs in 0.. {
+        loop {
             while Instant::now() < next {
                 let news = vm.news(&mut lines, WHAT)?;
+                vm.check_pulse(HANG)?;
                 if !done && news.iter().any(|line| early_boot_is_done(line)) {
                     (done, next, pause) = (true, Instant::now() + RULE_READ, AGENT_START);
                 }
@@ -96,11 +137,10 @@ impl<'a> Channel<'a> {
                     return Err(VmError::Timeout { what: WHAT.to_owned(), limit, tail: vm.tail() });
                 }
             }
-            plugged = Some(Channel::plug(vm, plugs)?);
+            plugged = Some(Channel::plug(vm, vm.next_port())?);
             next = Instant::now() + pause;
             pause = pause * 3 / 2;
         }
-        Err(VmError::Channel("no port is left".to_owned()))
     }
 
     /// Plugs in port number `number` and pulls the one before. A port that was plugged in before udev had our rule started

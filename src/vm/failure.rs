@@ -20,6 +20,8 @@ pub enum BootFailure {
     NoLoader,
     /// The boot loader stopped at its own prompt.
     BootLoaderPrompt,
+    /// The boot loader's entry names a kernel that is not there, or is none for this machine.
+    NoKernel,
     /// The kernel gave up.
     KernelPanic,
     /// The initramfs did not find or mount the root, or found no init on it.
@@ -42,6 +44,7 @@ impl fmt::Display for BootFailure {
             BootFailure::NoBootableDevice => "no bootable device",
             BootFailure::NoLoader => "UEFI found no boot loader that it can start",
             BootFailure::BootLoaderPrompt => "the boot loader stopped",
+            BootFailure::NoKernel => "the boot loader can't load the kernel",
             BootFailure::KernelPanic => "kernel panic",
             BootFailure::InitramfsShell => "the initramfs gave up and opened a shell",
             BootFailure::EmergencyMode => "systemd entered emergency mode",
@@ -54,7 +57,7 @@ impl fmt::Display for BootFailure {
 }
 
 /// Texts that tell a failure wherever they stand in a line.
-const SIGNS: [(&str, BootFailure); 20] = [
+const SIGNS: [(&str, BootFailure); 22] = [
     ("No bootable device", BootFailure::NoBootableDevice),
     ("Could not read the boot disk", BootFailure::NoBootableDevice),
     ("not a bootable disk", BootFailure::NoBootableDevice),
@@ -63,6 +66,8 @@ const SIGNS: [(&str, BootFailure); 20] = [
     ("BdsDxe: failed to start", BootFailure::NoLoader),
     ("UEFI Interactive Shell", BootFailure::NoLoader),
     ("Press any key to enter the Boot Manager", BootFailure::NoLoader),
+    ("error: you need to load the kernel first", BootFailure::NoKernel),
+    ("Error loading \\", BootFailure::NoKernel),
     ("Kernel panic - not syncing", BootFailure::KernelPanic),
     ("Dropping to a shell!", BootFailure::InitramfsShell),
     ("can't access tty; job control turned off", BootFailure::InitramfsShell),

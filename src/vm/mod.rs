@@ -34,6 +34,7 @@ pub mod process;
 mod pulse;
 pub mod qemu;
 pub mod qmp;
+pub mod smoke;
 pub mod ssh;
 
 pub use channel::Channel;

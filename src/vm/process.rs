@@ -54,6 +54,7 @@ pub struct Vm {
     thread: Option<JoinHandle<()>>,
     pid: Pid,
     read_lines: Mutex<usize>,
+    ports: Mutex<u32>,
     namespace: Option<Namespace>,
     // Goes away last, when nothing uses its files any more.
     _folder: TempDir,
@@ -164,6 +165,7 @@ impl Prepared {
             thread: Some(thread),
             pid: Pid::from_raw(pid as i32),
             read_lines: Mutex::new(0),
+            ports: Mutex::new(0),
             namespace,
             _folder: self.folder,
         };
@@ -222,6 +224,13 @@ impl Vm {
     #[must_use]
     pub fn line_count(&self) -> usize {
         self.shared.lock().console.count()
+    }
+
+    /// Number of the next port of a channel: QEMU keeps the names of old ones for a while.
+    pub(super) fn next_port(&self) -> u32 {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        *ports += 1;
+        *ports - 1
     }
 
     /// Takes the next restart of the guest as asked for.

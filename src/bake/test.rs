@@ -1,0 +1,256 @@
+//! An image's smoke tests: [`BakedDisk`] → [`TestedImage`]. A verdict is kept under the image's digest and the plan's, so
+//! that the same bytes are never tested twice in the same way.
+
+use std::fs::File;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::closure::ToolSet;
+use super::{BakeError, BakedDisk, BakedTree, Locked, Session};
+use crate::artifact::RawImage;
+use crate::check::plan::{DiskFacts, Only};
+use crate::check::report::{CheckResult, Report, Verdict};
+use crate::check::{Plan, written};
+use crate::digest::Digest;
+use crate::host::fs::FileError;
+use crate::image::block_digest;
+use crate::store::{Inputs, StepResult};
+use crate::units::Bytes;
+use crate::vm::probe::Wish;
+use crate::vm::smoke::{self, Job, Listener};
+use crate::vm::{Qemu, VmError};
+
+/// How a test is to be done. Nothing of it changes what is tested but `only`.
+#[derive(Debug, Clone)]
+pub struct TestRequest {
+    /// Which machines; all when nothing is said.
+    pub only: Only,
+    /// What is to run the guests.
+    pub wish: Wish,
+    /// Another QEMU than the locked one.
+    pub qemu: Option<Qemu>,
+    /// How many machines run at once; as many as processors and memory allow when absent.
+    pub jobs: Option<usize>,
+    /// A verdict that is there already doesn't count.
+    pub again: bool,
+    /// Machines are booted although the disk's own checks failed.
+    pub keep_going: bool,
+    /// Where evidence of failures is kept.
+    pub evidence: PathBuf,
+}
+
+/// How a test ended.
+#[derive(Debug, Clone)]
+pub struct Tested {
+    /// The report.
+    pub report: Report,
+    /// Whether the verdict was there already.
+    pub cached: bool,
+}
+
+/// An image to be tested, whatever it came from.
+#[derive(Debug, Clone)]
+pub struct Subject<'a> {
+    /// The file.
+    pub path: &'a Path,
+    /// The system's or the file's name.
+    pub name: String,
+    /// Digest of its blocks.
+    pub digest: Digest,
+    /// Size of the disk.
+    pub size: Bytes,
+    /// Who logs in over SSH.
+    pub login: String,
+}
+
+/// Who logs in when the profile says nothing: cloud-init's own default on Debian.
+const LOGIN: &str = "debian";
+
+impl Session<'_> {
+    /// The plan for a baked disk.
+    ///
+    /// # Errors
+    /// When a check is wrong, a script can't be read, or the store's copy of the tree is damaged.
+    pub fn test_plan(&self, locked: &Locked, tree: &BakedTree, disk: &BakedDisk) -> Result<Plan, BakeError> {
+        let system = locked.profile.system();
+        let files = &locked.profile.files;
+        let read = |name: &str| {
+            let bytes = files.read(name).map_err(|e| e.to_string())?;
+            String::from_utf8(bytes).map_err(|_| format!("{name} is no text"))
+        };
+        let checks = written::written(&system.test.checks, &read)?;
+        let root = disk.layout.partitions.last().map(crate::layout::Partition::offset);
+        let facts = DiskFacts { size: disk.image.size, root: root.unwrap_or_default() };
+        Ok(Plan::of_system(system, &self.load_tree(tree)?, facts, checks))
+    }
+
+    /// Tests a baked disk.
+    ///
+    /// # Errors
+    /// [`BakeError`] when testing itself could not be done; an image that fails is told by the report.
+    pub fn test(
+        &self,
+        locked: &Locked,
+        tree: &BakedTree,
+        disk: &BakedDisk,
+        request: &TestRequest,
+        listener: &dyn Listener,
+    ) -> Result<Tested, BakeError> {
+        let mut plan = self.test_plan(locked, tree, disk)?;
+        plan.keep(request.only);
+        let system = locked.profile.system();
+        let subject = Subject {
+            path: &disk.image.path,
+            name: system.name.clone(),
+            digest: disk.image.blocks,
+            size: disk.image.size,
+            login: login(&system.cloud_init.settings),
+        };
+        let tools = Self::tools_inputs(locked, ToolSet::Vm).key();
+        let qemu = || match &request.qemu {
+            Some(qemu) => Ok(qemu.clone()),
+            None => Ok(Qemu::tools(&self.tools(locked, ToolSet::Vm)?).map_err(VmError::from)?),
+        };
+        self.tested(&subject, &plan, Some(tools), &qemu, request, listener)
+    }
+
+    /// The verdict on `subject`: the one that is kept, else that of a test. `tools` tells which QEMU runs it, when that is
+    /// locked.
+    ///
+    /// # Errors
+    /// As [`Session::test`].
+    pub fn tested(
+        &self,
+        subject: &Subject<'_>,
+        plan: &Plan,
+        tools: Option<Digest>,
+        qemu: &dyn Fn() -> Result<Qemu, BakeError>,
+        request: &TestRequest,
+        listener: &dyn Listener,
+    ) -> Result<Tested, BakeError> {
+        let inputs = verdict_inputs(subject.digest, plan, tools.filter(|_| request.qemu.is_none()));
+        if !request.again
+            && let Some(report) = self.kept_report(&inputs)
+        {
+            return Ok(Tested { report, cached: true });
+        }
+        let scratch = self.store.scratch("test")?;
+        let job = Job {
+            image: subject.path,
+            name: subject.name.clone(),
+            digest: subject.digest,
+            size: subject.size,
+            plan,
+            statics: self.statics(subject, plan)?,
+            qemu: &qemu()?,
+            wish: request.wish,
+            login: subject.login.clone(),
+            scratch: scratch.path(),
+            evidence: &request.evidence,
+            jobs: request.jobs.unwrap_or_else(|| jobs(plan)),
+            keep_going: request.keep_going,
+            kiln: None,
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let report = smoke::run(&job, listener, i64::try_from(now).unwrap_or(0))?;
+        let after = digest_of(subject.path)?;
+        if after != subject.digest {
+            let (before, after) = (subject.digest.short(), after.short());
+            return Err(BakeError::ImageChanged { path: subject.path.to_owned(), before, after });
+        }
+        if report.verdict == Verdict::Passed {
+            self.keep_report(&inputs, &report)?;
+        }
+        Ok(Tested { report, cached: false })
+    }
+
+    /// Checks of the disk itself.
+    fn statics(&self, _subject: &Subject<'_>, _plan: &Plan) -> Result<Vec<CheckResult>, BakeError> {
+        Ok(Vec::new())
+    }
+
+    fn kept_report(&self, inputs: &Inputs) -> Option<Report> {
+        let result = self.store.lookup(inputs)?;
+        let bytes = self.store.read_blob(&result.output("report")?).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    fn keep_report(&self, inputs: &Inputs, report: &Report) -> Result<(), BakeError> {
+        let bytes =
+            serde_json::to_vec(report).map_err(|e| BakeError::Kept { what: "report", why: e.to_string() })?;
+        let mut result = StepResult::default();
+        result.outputs.insert("report".into(), self.store.put_bytes(&bytes)?);
+        Ok(self.store.record(inputs, &result)?)
+    }
+}
+
+/// Digest of an image file's blocks.
+///
+/// # Errors
+/// When it can't be read.
+pub fn digest_of(path: &Path) -> Result<Digest, FileError> {
+    let file = File::open(path).map_err(FileError::at("can't read", path))?;
+    block_digest(&file).map_err(FileError::at("can't read", path))
+}
+
+/// A baked image that passed: what may be published.
+///
+/// # Errors
+/// Gives the report back when it says that the image failed, or is about other bytes.
+pub fn accepted(image: RawImage, tested: Tested) -> Result<smoke::TestedImage, Box<Report>> {
+    smoke::accept(image, tested.report)
+}
+
+fn verdict_inputs(image: Digest, plan: &Plan, tools: Option<Digest>) -> Inputs {
+    let inputs = Inputs::new("test", 1)
+        .with("code", env!("KILN_CODE_TEST"))
+        .with("image", image)
+        .with("tests", plan.digest());
+    match tools {
+        Some(tools) => inputs.with("tools", tools),
+        None => inputs.with("tools", "of the host"),
+    }
+}
+
+/// The name of cloud-init's user.
+fn login(settings: &serde_json::Map<String, serde_json::Value>) -> String {
+    let name = settings.get("system_info").and_then(|s| s["default_user"]["name"].as_str());
+    name.unwrap_or(LOGIN).to_owned()
+}
+
+/// Machines at once: one for each two processors that the host has for each of theirs, and no more than fit into memory.
+fn jobs(plan: &Plan) -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let by_processors = (processors / plan.cpus as usize).max(1);
+    let by_memory = available_memory().map_or(1, |free| (free / plan.footprint().0.max(1)) as usize);
+    by_processors.min(by_memory).clamp(1, plan.machines.len().max(1))
+}
+
+/// Memory that could be used now, in bytes (proc(5): `MemAvailable`).
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn who_logs_in() {
+        let settings = json!({ "system_info": { "default_user": { "name": "admin" } } });
+        assert_eq!(login(settings.as_object().unwrap()), "admin");
+        assert_eq!(login(&serde_json::Map::new()), "debian");
+    }
+
+    #[test]
+    fn as_many_machines_as_fit() {
+        let plan = Plan::of_image(crate::system::Firmware::Both, crate::check::Platform::Plain);
+        assert!((1..=4).contains(&jobs(&plan)));
+        assert!(available_memory().is_some_and(|bytes| bytes > 1 << 20));
+    }
+}

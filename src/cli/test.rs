@@ -1,0 +1,298 @@
+//! `kiln test`: boots the exact bytes of an image, checks them, and reports.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::Context;
+use super::report::{Failure, Status};
+use super::run::{AccelArg, DiskArg, FirmwareArg, is_profile, qemu_of};
+use super::session::ProfileArgs;
+use crate::bake::{BakeError, Session, Subject, TestRequest, Tested, digest_of};
+use crate::check::plan::{Boots, Bus, Only};
+use crate::check::report::{CheckResult, MachineReport, Report, Verdict};
+use crate::check::{Plan, Platform};
+use crate::host::fs::write_atomically;
+use crate::system::Firmware;
+use crate::units::Bytes;
+use crate::vm::Qemu;
+use crate::vm::smoke::Listener;
+
+/// Arguments of `kiln test`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    target: ProfileArgs,
+    /// Where the reports go, and what is kept of machines that failed [default: out/NAME/test]
+    #[arg(short, long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Test again although these bytes have passed these tests
+    #[arg(long)]
+    again: bool,
+    /// Boot although the checks of the disk itself failed
+    #[arg(long)]
+    keep_going: bool,
+    /// Only on machines with this firmware
+    #[arg(long, value_enum)]
+    firmware: Option<FirmwareArg>,
+    /// Only on machines with their disk attached in this way
+    #[arg(long, value_enum)]
+    disk: Option<DiskArg>,
+    /// Only on this platform
+    #[arg(long, value_enum)]
+    platform: Option<PlatformArg>,
+    /// How many machines run at once [default: what processors and memory allow]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    jobs: Option<u16>,
+    /// What runs the machines; KVM is tried before it is used
+    #[arg(long, value_enum, default_value_t = AccelArg::Auto)]
+    accel: AccelArg,
+    /// Which QEMU: the host's, or that of a tools tree in a folder [default: the locked one]
+    #[arg(long, value_name = "host|DIR", env = "KILN_QEMU")]
+    qemu: Option<PathBuf>,
+    /// Only print the machines and their checks
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// A platform as typed.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum PlatformArg {
+    /// A plain PC
+    Plain,
+    /// A lookalike of an EC2 instance
+    Ec2,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    cached: bool,
+    folder: &'a Path,
+}
+
+/// Tests and reports.
+///
+/// # Errors
+/// With status 3 when the image failed, 1 when testing itself could not be done.
+pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
+    let teller = Teller { cx };
+    let (tested, folder) = if is_profile(&args.target.profile) {
+        match of_profile(args, cx, &teller)? {
+            Some(done) => done,
+            None => return Ok(()),
+        }
+    } else {
+        match of_image(args, cx, &teller)? {
+            Some(done) => done,
+            None => return Ok(()),
+        }
+    };
+    write_reports(&folder, &tested.report)?;
+    let shown = Shown { report: &tested.report, cached: tested.cached, folder: &folder };
+    cx.print(&shown, || describe(&tested, &folder))?;
+    match tested.report.verdict {
+        Verdict::Failed => Err(failed(&tested.report, &folder)),
+        Verdict::Passed | Verdict::Skipped => Ok(()),
+    }
+}
+
+fn failed(report: &Report, folder: &Path) -> Failure {
+    let first = report.machines.iter().find_map(|m| m.failure.as_ref().map(|f| (m, f)));
+    let message = match first {
+        Some((machine, failure)) => {
+            format!("{} failed on {}: {}", report.name, machine.name, failure.message)
+        }
+        None => {
+            let wrong = report.statics.iter().find(|c| c.verdict == Verdict::Failed);
+            let wrong = wrong.map(|c| format!("{}: {}", c.name, c.detail)).unwrap_or_default();
+            format!("{} can't boot as it is: {wrong}", report.name)
+        }
+    };
+    let hint = match first {
+        Some((_, failure)) if !failure.hint.is_empty() => failure.hint.clone(),
+        _ => format!("{} shows all of it", folder.join("report.html").display()),
+    };
+    Failure::new("tests-failed", message).hint(hint).status(Status::TestsFailed)
+}
+
+impl Args {
+    fn only(&self) -> Only {
+        Only {
+            platform: self.platform.map(|p| match p {
+                PlatformArg::Plain => Platform::Plain,
+                PlatformArg::Ec2 => Platform::Ec2,
+            }),
+            firmware: self.firmware.map(|f| match f {
+                FirmwareArg::Bios => Boots::Seabios,
+                FirmwareArg::Uefi => Boots::Ovmf,
+            }),
+            disk: self.disk.map(|d| match d {
+                DiskArg::Virtio => Bus::Virtio,
+                DiskArg::Nvme => Bus::Nvme,
+            }),
+        }
+    }
+
+    fn request(&self, qemu: Option<Qemu>, evidence: PathBuf) -> TestRequest {
+        TestRequest {
+            only: self.only(),
+            wish: self.accel.wish(),
+            qemu,
+            jobs: self.jobs.map(usize::from),
+            again: self.again,
+            keep_going: self.keep_going,
+            evidence,
+        }
+    }
+
+    fn folder(&self, name: &str) -> PathBuf {
+        self.out.clone().unwrap_or_else(|| Path::new("out").join(name).join("test"))
+    }
+}
+
+/// Bakes a profile, when it has to be, and tests it; nothing when only the plan was asked for.
+fn of_profile(args: &Args, cx: &Context, teller: &Teller<'_>) -> Result<Option<(Tested, PathBuf)>, Failure> {
+    let request = args.target.request(cx);
+    args.target.in_session(cx, |session| {
+        let locked = session.locked(session.evaluate(&request)?)?;
+        let tree = session.tree(&locked)?;
+        let disk = session.disk(&locked, &tree)?;
+        if args.dry_run {
+            let mut plan = session.test_plan(&locked, &tree, &disk)?;
+            plan.keep(args.only());
+            print_plan(&plan, cx)?;
+            return Ok(None);
+        }
+        let qemu =
+            args.qemu.as_ref().map(|_| qemu_of(args.qemu.as_deref(), None, session.store)).transpose()?;
+        let folder = args.folder(&locked.profile.system().name);
+        let tested = session.test(&locked, &tree, &disk, &args.request(qemu, folder.clone()), teller)?;
+        Ok(Some((tested, folder)))
+    })
+}
+
+/// Tests an image of which nothing is known but its bytes.
+fn of_image(args: &Args, cx: &Context, teller: &Teller<'_>) -> Result<Option<(Tested, PathBuf)>, Failure> {
+    let path = &args.target.profile;
+    let image = crate::vm::disk::Image::open(path).map_err(|e| super::run::failure(&e.into()))?;
+    let platform = match args.platform {
+        Some(PlatformArg::Ec2) => Platform::Ec2,
+        _ => Platform::Plain,
+    };
+    let firmware = match args.firmware {
+        Some(FirmwareArg::Bios) => Firmware::Bios,
+        Some(FirmwareArg::Uefi) => Firmware::Uefi,
+        None => Firmware::Both,
+    };
+    let mut plan = Plan::of_image(firmware, platform);
+    plan.keep(args.only());
+    if args.dry_run {
+        print_plan(&plan, cx)?;
+        return Ok(None);
+    }
+    let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let folder = args.folder(&name);
+    args.target.in_session(cx, |session: &Session<'_>| {
+        let digest = digest_of(path).map_err(BakeError::from)?;
+        let login = "admin".to_owned();
+        let subject = Subject { path, name, digest, size: image.size, login };
+        let qemu = qemu_of(args.qemu.as_deref(), None, session.store)?;
+        let found = || Ok(qemu.clone());
+        let request = args.request(args.qemu.as_ref().map(|_| qemu.clone()), folder.clone());
+        let tested = session.tested(&subject, &plan, None, &found, &request, teller)?;
+        Ok(Some((tested, folder)))
+    })
+}
+
+fn print_plan(plan: &Plan, cx: &Context) -> Result<(), Failure> {
+    cx.print(plan, || {
+        let mut text = String::new();
+        for machine in &plan.machines {
+            let reboot =
+                machine.reboot.as_deref().map(|n| format!(", then a reboot ({n})")).unwrap_or_default();
+            let _ = writeln!(text, "{}: {} checks{reboot}", machine.name, machine.checks.len());
+            for check in &machine.checks {
+                let _ = writeln!(text, "    {:10} {}", check.what.kind(), check.name);
+            }
+        }
+        text
+    })
+}
+
+/// Writes the reports into `folder`: as JSON, as JUnit's XML, and as a page.
+fn write_reports(folder: &Path, report: &Report) -> Result<(), Failure> {
+    std::fs::create_dir_all(folder)
+        .map_err(crate::host::fs::FileError::at("can't make the folder", folder))?;
+    let json = serde_json::to_string_pretty(report).map_err(|e| Failure::new("json", e.to_string()))? + "\n";
+    write_atomically(&folder.join("report.json"), json.as_bytes())?;
+    Ok(())
+}
+
+fn describe(tested: &Tested, folder: &Path) -> String {
+    let report = &tested.report;
+    let mut text = String::new();
+    for machine in &report.machines {
+        let boot = machine.boot_seconds.map(|s| format!(", up after {s:.1} s")).unwrap_or_default();
+        let _ = writeln!(
+            text,
+            "{:28} {:8} {} checks{boot}, {:.1} s, {}",
+            machine.name,
+            machine.verdict.word(),
+            machine.checks.len(),
+            machine.seconds,
+            machine.accel
+        );
+        if let Some(failure) = &machine.failure {
+            let _ = writeln!(text, "    {}: {}", failure.kind, failure.message);
+        }
+        if let Some(enter) = machine.evidence.as_ref().and_then(|e| e.enter.as_ref()) {
+            let _ = writeln!(text, "    {enter}");
+        }
+    }
+    let known = if tested.cached { "  (known: these bytes have passed these tests)" } else { "" };
+    let _ = writeln!(
+        text,
+        "{} {}: {} checks passed, {} failed, {} skipped, {}, image {}{known}",
+        report.name,
+        report.verdict.word(),
+        report.count(Verdict::Passed),
+        report.count(Verdict::Failed),
+        report.count(Verdict::Skipped),
+        Bytes(report.size.0),
+        report.image.short(),
+    );
+    let _ = writeln!(text, "{}", folder.join("report.html").display());
+    text
+}
+
+/// Tells of a test while it runs.
+struct Teller<'a> {
+    cx: &'a Context,
+}
+
+impl Listener for Teller<'_> {
+    fn doing(&self, machine: &str, what: &str) {
+        self.cx.progress.say("test", &format!("{machine}: {what}"));
+    }
+
+    fn checked(&self, machine: &str, result: &CheckResult) {
+        let place = if machine.is_empty() { "disk" } else { machine };
+        let sign = match result.verdict {
+            Verdict::Passed => "ok",
+            Verdict::Skipped => "--",
+            Verdict::Failed => "FAILED",
+        };
+        let text = format!("{place}: {} ({:.1} s): {}", result.name, result.seconds, result.detail);
+        self.cx.progress.say(sign, &text);
+    }
+
+    fn done(&self, machine: &MachineReport) {
+        let failure = machine.failure.as_ref().map(|f| format!(": {}", f.message)).unwrap_or_default();
+        let text = format!("{} {}{failure}", machine.name, machine.verdict.word());
+        self.cx.progress.say("test", &text);
+    }
+}

@@ -1,0 +1,100 @@
+//! What is kept of a machine that failed: the screen, the journal, the serial log, and the disk as it then was.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{Job, SmokeError};
+use crate::check::plan::{Boots, Bus, MachinePlan};
+use crate::check::report::{Evidence, MachineReport};
+use crate::host::fs::{FileError, write_atomically};
+use crate::vm::machine::shell_line;
+use crate::vm::{Channel, Vm};
+
+/// How much of the journal is kept, in bytes.
+const JOURNAL: &str = "journalctl --boot --no-pager --output=short-monotonic | tail -c 700000";
+/// A guest that answers at all does so within this.
+const ANSWER: Duration = Duration::from_secs(40);
+/// The channel of a machine that came up answers soon; of one that did not, nobody waits for it.
+const ATTACH: Duration = Duration::from_secs(15);
+
+/// A machine's name as part of a file's.
+pub(super) fn file_name(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' }).collect()
+}
+
+/// Collects what there is; ends the machine. What can't be had is left out, only files that can't be written are errors.
+pub(super) fn collect(
+    job: &Job<'_>,
+    plan: &MachinePlan,
+    vm: Vm,
+    overlay: &Path,
+    report: &MachineReport,
+) -> Result<Evidence, SmokeError> {
+    let folder = job.evidence;
+    std::fs::create_dir_all(folder).map_err(FileError::at("can't make the folder", folder))?;
+    let name = file_name(&plan.name);
+    let mut evidence = Evidence::default();
+    let serial = folder.join(format!("{name}.serial.log"));
+    write_atomically(&serial, report.console.as_bytes())?;
+    evidence.files.push(("serial".to_owned(), serial));
+    let picture = folder.join(format!("{name}.png"));
+    if vm.ending().is_none() && vm.screenshot(&picture).is_ok() {
+        evidence.screenshot = std::fs::read(&picture).unwrap_or_default();
+        evidence.files.push(("screenshot".to_owned(), picture));
+    }
+    if report.boot_seconds.is_some() && vm.ending().is_none() {
+        evidence.journal = journal(&vm).unwrap_or_default();
+        let path = folder.join(format!("{name}.journal.log"));
+        write_atomically(&path, evidence.journal.as_bytes())?;
+        evidence.files.push(("journal".to_owned(), path));
+    }
+    drop(vm);
+    let kept = folder.join(format!("{name}.qcow2"));
+    move_file(overlay, &kept)?;
+    evidence.enter = Some(enter(job, plan, &kept));
+    evidence.overlay = Some(kept);
+    Ok(evidence)
+}
+
+fn journal(vm: &Vm) -> Option<String> {
+    let mut channel = Channel::attach_again(vm, ATTACH).ok()?;
+    channel.run(JOURNAL, ANSWER).ok().map(|said| said.stdout)
+}
+
+/// The command that boots the machine from where it stopped.
+fn enter(job: &Job<'_>, plan: &MachinePlan, overlay: &Path) -> String {
+    let words: Vec<std::ffi::OsString> = vec![
+        "kiln".into(),
+        "run".into(),
+        job.image.into(),
+        "--overlay".into(),
+        overlay.into(),
+        "--firmware".into(),
+        match plan.firmware {
+            Boots::Seabios => "bios",
+            Boots::Ovmf => "uefi",
+        }
+        .into(),
+        "--disk".into(),
+        match plan.disk {
+            Bus::Virtio => "virtio",
+            Bus::Nvme => "nvme",
+        }
+        .into(),
+    ];
+    shell_line(&words)
+}
+
+/// Moves a file, to another file system if need be.
+fn move_file(from: &Path, to: &Path) -> Result<(), FileError> {
+    if std::fs::rename(from, to).is_ok() {
+        return Ok(());
+    }
+    let unfinished: PathBuf = to.with_extension("unfinished");
+    let source = std::fs::File::open(from).map_err(FileError::at("can't read", from))?;
+    let target = std::fs::File::create(&unfinished).map_err(FileError::at("can't write", &unfinished))?;
+    crate::host::fs::copy_sparse(&source, &target).map_err(FileError::at("can't write", &unfinished))?;
+    std::fs::rename(&unfinished, to).map_err(FileError::at("can't write", to))?;
+    let _ = std::fs::remove_file(from);
+    Ok(())
+}

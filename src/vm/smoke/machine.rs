@@ -1,0 +1,246 @@
+//! One machine: booted, checked, perhaps rebooted and checked again, and switched off.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::asking::{Asker, again};
+use super::naming::{named_failure, skipped};
+use super::{EMULATION_FACTOR, Job, Listener, SmokeError, evidence, settle, timeline};
+use crate::check::plan::{Boots, Bus as PlanBus, MachinePlan, Platform};
+use crate::check::report::{FailedUnit, MachineFailure, MachineReport, Verdict};
+use crate::check::{Check, What};
+use crate::system::test::Imds;
+use crate::vm::ec2::{Metadata, PublicKey};
+use crate::vm::machine::shell_line;
+use crate::vm::probe::Choice;
+use crate::vm::ssh::Key;
+use crate::vm::{Accel, Bus, Channel, Firmware, Guest, Instance, Network, Setup, Vm, VmError, prepare};
+
+/// How many lines of a failed unit's journal are kept.
+const UNIT_JOURNAL: u32 = 40;
+/// A question that only looks something up.
+const QUESTION: Duration = Duration::from_secs(60);
+
+/// Boots one machine and makes its checks.
+pub(super) fn run(
+    job: &Job<'_>,
+    plan: &MachinePlan,
+    choice: &Choice,
+    listener: &dyn Listener,
+) -> Result<MachineReport, SmokeError> {
+    let began = Instant::now();
+    listener.doing(&plan.name, "booting");
+    let overlay = overlay(job, plan);
+    let key = (plan.platform == Platform::Ec2).then(|| Key::generate(job.qemu, job.scratch)).transpose()?;
+    let prepared = prepare(setup(job, plan, choice, overlay.clone(), key.as_ref()))?;
+    let mut report = empty(plan);
+    report.accel = choice.describe();
+    report.command = shell_line(&prepared.argv());
+    let vm = prepared.start(None)?;
+    let factor = if choice.accel == Accel::Kvm { 1 } else { EMULATION_FACTOR };
+    let mut session = Session { job, plan, listener, vm: &vm, key: key.as_ref(), factor, report };
+    let ended = session.whole();
+    let Session { mut report, .. } = session;
+    let mut failure = match ended {
+        Ok(()) => None,
+        Err(error) => Some(named_failure(error, &vm)?),
+    };
+    report.timeline = timeline::marks(&vm.lines(), report.boot_seconds);
+    report.console = vm.console_log();
+    report
+        .checks
+        .extend(plan.checks.iter().filter(|c| !done(&report, &c.name)).map(skipped).collect::<Vec<_>>());
+    failure = failure.or_else(|| by_checks(&report, vm.age()));
+    report.verdict = if failure.is_some() { Verdict::Failed } else { Verdict::Passed };
+    if failure.is_some() {
+        report.evidence = Some(evidence::collect(job, plan, vm, &overlay, &report)?);
+    } else {
+        drop(vm);
+        let _ = std::fs::remove_file(&overlay);
+    }
+    report.failure = failure;
+    report.seconds = began.elapsed().as_secs_f64();
+    listener.done(&report);
+    Ok(report)
+}
+
+/// The report of a machine that was not booted, because the disk can't be.
+pub(super) fn not_booted(plan: &MachinePlan) -> MachineReport {
+    let mut report = empty(plan);
+    report.verdict = Verdict::Skipped;
+    report.checks = plan.checks.iter().map(skipped).collect();
+    report
+}
+
+fn empty(plan: &MachinePlan) -> MachineReport {
+    MachineReport {
+        name: plan.name.clone(),
+        platform: plan.platform.word().to_owned(),
+        firmware: plan.firmware.word().to_owned(),
+        disk: plan.disk.word().to_owned(),
+        accel: String::new(),
+        command: String::new(),
+        verdict: Verdict::Passed,
+        failure: None,
+        timeline: Vec::new(),
+        checks: Vec::new(),
+        failed_units: Vec::new(),
+        console: String::new(),
+        evidence: None,
+        boot_seconds: None,
+        seconds: 0.0,
+    }
+}
+
+fn done(report: &MachineReport, name: &str) -> bool {
+    report.checks.iter().any(|c| c.name == name)
+}
+
+/// The overlay's file, by the machine's name: kept when the test fails.
+fn overlay(job: &Job<'_>, plan: &MachinePlan) -> PathBuf {
+    job.scratch.join(format!("{}.qcow2", evidence::file_name(&plan.name)))
+}
+
+fn setup(job: &Job<'_>, plan: &MachinePlan, choice: &Choice, overlay: PathBuf, key: Option<&Key>) -> Setup {
+    let mut setup = Setup::new(job.qemu.clone(), job.image, choice.accel, job.scratch);
+    setup.firmware = match plan.firmware {
+        Boots::Seabios => Firmware::Seabios,
+        Boots::Ovmf => Firmware::Ovmf,
+    };
+    setup.bus = match plan.disk {
+        PlanBus::Virtio => Bus::Virtio,
+        PlanBus::Nvme => Bus::Nvme,
+    };
+    setup.memory = job.plan.memory;
+    setup.cpus = job.plan.cpus;
+    setup.disk_size = job.plan.disk_size;
+    setup.network = Network::Isolated;
+    setup.channel = true;
+    setup.screen = true;
+    setup.keep = Some(overlay);
+    setup.kiln.clone_from(&job.kiln);
+    if plan.platform == Platform::Ec2 {
+        setup = setup.ec2(instance(job, plan, key));
+    }
+    for check in &plan.checks {
+        if let What::Http(http) = &check.what {
+            setup.forward(http.port);
+        }
+    }
+    setup
+}
+
+/// The instance of this image and machine: the same every time, so that a test can be repeated.
+fn instance(job: &Job<'_>, plan: &MachinePlan, key: Option<&Key>) -> Instance {
+    let mut instance = Instance::new(&format!("{} {}", job.digest, plan.name));
+    instance.public_key = key.map(|k| PublicKey { name: "kiln".to_owned(), openssh: k.public().to_owned() });
+    instance.user_data = plan.user_data.as_ref().map(|text| text.clone().into_bytes());
+    instance.metadata = match job.plan.imds {
+        Imds::Required => Metadata::Required,
+        Imds::Optional => Metadata::Optional,
+    };
+    instance
+}
+
+/// A machine that runs.
+struct Session<'a> {
+    job: &'a Job<'a>,
+    plan: &'a MachinePlan,
+    listener: &'a dyn Listener,
+    vm: &'a Vm,
+    key: Option<&'a Key>,
+    factor: u32,
+    report: MachineReport,
+}
+
+impl Session<'_> {
+    /// All of it, until something fails that ends the machine.
+    fn whole(&mut self) -> Result<(), VmError> {
+        let limit = Duration::from_secs(u64::from(self.job.plan.boot_limit)) * self.factor;
+        let mut channel = Channel::attach(self.vm, limit)?;
+        self.listener.doing(&self.plan.name, "waiting until all units are up");
+        let settled = settle::wait(self.vm, &mut channel, limit.saturating_sub(self.vm.age()))?;
+        self.report.boot_seconds = Some(self.vm.age().as_secs_f64());
+        self.failed_units(&mut channel, &settled.failed)?;
+        self.checks(&mut channel, &self.plan.checks, "")?;
+        if let Some(name) = self.plan.reboot.clone() {
+            self.reboot(channel, &name, limit)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps what the failed units' journals say.
+    fn failed_units(&mut self, channel: &mut Channel<'_>, failed: &[String]) -> Result<(), VmError> {
+        for name in failed.iter().take(20) {
+            let script = format!(
+                "journalctl --boot --no-pager --output=short-monotonic --lines={UNIT_JOURNAL} --unit={}",
+                crate::check::ask::quoted(name)
+            );
+            let journal = Guest::run(channel, &script, QUESTION)?.stdout;
+            self.report.failed_units.push(FailedUnit { name: name.clone(), journal });
+        }
+        Ok(())
+    }
+
+    fn checks(&mut self, channel: &mut Channel<'_>, checks: &[Check], suffix: &str) -> Result<(), VmError> {
+        let mut asker = Asker {
+            vm: self.vm,
+            channel,
+            factor: self.factor,
+            key: self.key,
+            login: &self.job.login,
+            boot_seconds: self.report.boot_seconds,
+            boot_limit: self.job.plan.boot_limit,
+            doing: &|what| self.listener.doing(&self.plan.name, what),
+        };
+        let mut told = |mut result: crate::check::report::CheckResult| {
+            result.name += suffix;
+            self.listener.checked(&self.plan.name, &result);
+            self.report.checks.push(result);
+        };
+        asker.all(checks, &mut told)
+    }
+
+    /// Restarts the guest and makes all its checks once more.
+    fn reboot(&mut self, channel: Channel<'_>, name: &str, limit: Duration) -> Result<(), VmError> {
+        self.listener.doing(&self.plan.name, "rebooting");
+        let begun = Instant::now();
+        let restarted = channel.reboot(limit);
+        let settled = restarted.and_then(|mut channel| {
+            let left = limit.saturating_sub(begun.elapsed());
+            let settled = settle::wait(self.vm, &mut channel, left)?;
+            Ok((channel, settled))
+        });
+        let result = again(name, begun.elapsed(), settled.as_ref().map(|_| ()));
+        self.listener.checked(&self.plan.name, &result);
+        self.report.checks.push(result);
+        let (mut channel, settled) = settled?;
+        self.failed_units(&mut channel, &settled.failed)?;
+        let checks: Vec<Check> =
+            self.plan.checks.iter().filter(|c| c.what != What::BootTime).cloned().collect();
+        self.checks(&mut channel, &checks, " (after the reboot)")
+    }
+}
+
+/// What failed on a machine that came up.
+fn by_checks(report: &MachineReport, age: Duration) -> Option<MachineFailure> {
+    let failed: Vec<&str> =
+        report.checks.iter().filter(|c| c.verdict == Verdict::Failed).map(|c| c.name.as_str()).collect();
+    let units: Vec<&str> = report.failed_units.iter().map(|u| u.name.as_str()).collect();
+    let at = age.as_secs_f64();
+    match (&failed[..], &units[..]) {
+        ([], _) => None,
+        (_, [_, ..]) => Some(MachineFailure {
+            kind: "failed-unit".to_owned(),
+            message: format!("{} failed", units.join(", ")),
+            hint: "the end of its journal is in the report; `journalctl --unit` in the kept machine shows all of it".to_owned(),
+            at,
+        }),
+        (some, []) => Some(MachineFailure {
+            kind: "check-failed".to_owned(),
+            message: format!("{} of {} checks failed: {}", some.len(), report.checks.len(), some.join(", ")),
+            hint: "each failed check says what it found and what it expected".to_owned(),
+            at,
+        }),
+    }
+}

@@ -1,0 +1,118 @@
+//! Waits until a system is up: nothing queued, nothing starting, three times in a row. A unit that never gets there is
+//! named.
+
+use std::time::{Duration, Instant};
+
+use crate::vm::channel::HANG;
+use crate::vm::failure::BootFailure;
+use crate::vm::{Channel, Settled, Vm, VmError};
+
+/// Between two looks.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How often in a row everything must be quiet: a service that restarts itself seems up for a moment.
+const SAMPLES: u32 = 3;
+/// A question takes at most this long, even of a system that is busy with starting.
+const QUESTION: Duration = Duration::from_secs(60);
+/// First line the state, then the jobs that run, then units on their way, each with its word.
+const LOOK: &str = r"echo state $(systemctl is-system-running)
+systemctl list-jobs --no-legend --plain --full | while read -r id unit kind state; do echo job $unit $kind $state; done
+systemctl list-units --no-legend --plain --full --state=activating,auto-restart,deactivating,reloading | while read -r unit load active sub rest; do
+case $unit in *.timer) ;; *) echo moving $unit $sub ;; esac; done
+systemctl --failed --no-legend --plain --full | while read -r unit rest; do echo failed $unit; done";
+
+/// What a look saw.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Seen {
+    state: String,
+    /// Jobs that run or wait, and units on their way.
+    moving: Vec<String>,
+    failed: Vec<String>,
+}
+
+/// Waits until the system has settled.
+pub(super) fn wait(vm: &Vm, channel: &mut Channel<'_>, limit: Duration) -> Result<Settled, VmError> {
+    let begun = Instant::now();
+    let (mut quiet, mut last, mut since) = (0, Seen::default(), Instant::now());
+    loop {
+        let seen = parse(&channel.run(LOOK, QUESTION)?.stdout);
+        if seen != last {
+            (quiet, since) = (0, Instant::now());
+        }
+        if seen.moving.is_empty() && !matches!(seen.state.as_str(), "" | "starting" | "initializing") {
+            quiet += 1;
+        }
+        if quiet >= SAMPLES {
+            return Ok(Settled { state: seen.state, failed: seen.failed });
+        }
+        if !seen.moving.is_empty() && since.elapsed() > HANG {
+            return Err(hang(vm, &seen, since.elapsed()));
+        }
+        if begun.elapsed() > limit {
+            let what = format!("end of the boot: {}", waits_for(&seen));
+            return Err(VmError::Timeout { what, limit, tail: vm.tail() });
+        }
+        last = seen;
+        std::thread::sleep(PAUSE);
+    }
+}
+
+fn hang(vm: &Vm, seen: &Seen, waited: Duration) -> VmError {
+    let line = format!("for {} s {}", waited.as_secs(), waits_for(seen));
+    VmError::Boot { failure: BootFailure::Hang, line, at: vm.age().saturating_sub(waited), tail: vm.tail() }
+}
+
+fn waits_for(seen: &Seen) -> String {
+    // What runs holds up what waits.
+    let running: Vec<&str> =
+        seen.moving.iter().filter(|m| !m.ends_with(" waiting")).map(String::as_str).collect();
+    let all: Vec<&str> = seen.moving.iter().map(String::as_str).collect();
+    let named = if running.is_empty() { all } else { running };
+    match named[..] {
+        [] => format!("the system is {}", seen.state),
+        _ => format!("it has waited for {}", named.join(", ")),
+    }
+}
+
+fn parse(text: &str) -> Seen {
+    let mut seen = Seen::default();
+    for line in text.lines() {
+        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+        match word {
+            "state" => rest.trim().clone_into(&mut seen.state),
+            // The job behind it is told already.
+            "moving" | "job" => {
+                let unit = rest.split(' ').next().unwrap_or_default();
+                if !seen.moving.iter().any(|m| m.split(' ').next() == Some(unit)) {
+                    seen.moving.push(rest.to_owned());
+                }
+            }
+            "failed" => seen.failed.push(rest.to_owned()),
+            _ => {}
+        }
+    }
+    seen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_holds_up_the_boot_is_named() {
+        let seen = parse(
+            "state starting\njob multi-user.target start waiting\njob slow.service start running\n\
+             moving slow.service start\nfailed bad.service\n",
+        );
+        assert_eq!(seen.state, "starting");
+        assert_eq!(seen.moving, ["multi-user.target start waiting", "slow.service start running"]);
+        assert_eq!(seen.failed, ["bad.service"]);
+        assert_eq!(waits_for(&seen), "it has waited for slow.service start running");
+        assert_eq!(waits_for(&parse("state maintenance\n")), "the system is maintenance");
+    }
+
+    #[test]
+    fn the_shell_reads_our_script() {
+        let status = std::process::Command::new("/bin/sh").args(["-n", "-c", LOOK]).status().unwrap();
+        assert!(status.success());
+    }
+}
