@@ -243,7 +243,7 @@ pub fn markdown() -> String {
         let _ = write!(out, "\n## {}\n\n{}\n\n", field.name, unwrapped(&field.doc));
         let _ = writeln!(out, "{}", facts(field));
         if let Some(name) = &field.record {
-            table(&mut out, &contracts, name, "");
+            table(&mut out, &contracts, &[name], "");
         }
     }
     out
@@ -270,9 +270,10 @@ fn capital(text: &str) -> String {
     letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
 }
 
-/// A table of a contract's fields; those of records in it follow with their names in front.
-fn table(out: &mut String, contracts: &Contracts, name: &str, prefix: &str) {
-    let Some(fields) = contracts.get(name) else { return };
+/// A table of the fields of the last of `path`; those of records in it follow with their names in front. A contract that
+/// holds itself is not told twice.
+fn table(out: &mut String, contracts: &Contracts, path: &[&str], prefix: &str) {
+    let Some(fields) = path.last().and_then(|name| contracts.get(*name)) else { return };
     if prefix.is_empty() {
         out.push_str("\n| field | holds | default | meaning |\n|---|---|---|---|\n");
     }
@@ -285,13 +286,13 @@ fn table(out: &mut String, contracts: &Contracts, name: &str, prefix: &str) {
         let cells =
             [field.kind.as_str(), default.as_str(), &unwrapped(&field.doc)].map(|c| c.replace('|', "\\|"));
         let _ = writeln!(out, "| `{prefix}{}` | {} |", field.name, cells.join(" | "));
-        if let Some(inner) = &field.record {
+        if let Some(inner) = field.record.as_deref().filter(|inner| !path.contains(inner)) {
             let entry = if field.kind.starts_with("record") || field.kind.contains("; record") {
                 ".NAME"
             } else {
                 ""
             };
-            table(out, contracts, inner, &format!("{prefix}{}{entry}.", field.name));
+            table(out, contracts, &[path, &[inner]].concat(), &format!("{prefix}{}{entry}.", field.name));
         }
     }
 }
@@ -335,6 +336,12 @@ mod tests {
             ("DebconfAnswer", names(&system::DebconfAnswer::default())),
             ("Enable", names(&system::Enable::default())),
             ("System.keyboard", names(&system::Keyboard::default())),
+            ("System.test", names(&system::test::Test::default())),
+            ("System.test.derived", names(&system::test::Derived::default())),
+            ("Check", names(&system::test::Check::default())),
+            ("Check.user_data", names(&system::test::UserData::default())),
+            ("Http", names(&system::test::Http::default())),
+            ("FileCheck", names(&system::test::FileCheck::default())),
             ("User", names(&system::User::default())),
             ("Group", names(&system::Group::default())),
             ("File", names(&system::File::default())),
