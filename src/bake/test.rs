@@ -2,20 +2,25 @@
 //! that the same bytes are never tested twice in the same way.
 
 use std::fs::File;
+use std::io::{self, Read, Seek};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::closure::ToolSet;
 use super::{BakeError, BakedDisk, BakedTree, Locked, Session};
+use crate::arch::Arch;
 use crate::artifact::RawImage;
+use crate::check::disk::{Expect, inspect};
 use crate::check::plan::{DiskFacts, Only};
 use crate::check::report::{CheckResult, Report, Verdict};
 use crate::check::{Plan, written};
 use crate::digest::Digest;
+use crate::format::qcow2;
 use crate::host::fs::FileError;
-use crate::image::block_digest;
+use crate::image::{block_digest, block_map_of};
 use crate::store::{Inputs, StepResult};
+use crate::system::Firmware;
 use crate::units::Bytes;
 use crate::vm::probe::Wish;
 use crate::vm::smoke::{self, Job, Listener};
@@ -60,6 +65,8 @@ pub struct Subject<'a> {
     pub digest: Digest,
     /// Size of the disk.
     pub size: Bytes,
+    /// What it is for.
+    pub arch: Arch,
     /// Who logs in over SSH.
     pub login: String,
 }
@@ -105,6 +112,7 @@ impl Session<'_> {
             name: system.name.clone(),
             digest: disk.image.blocks,
             size: disk.image.size,
+            arch: system.arch,
             login: login(&system.cloud_init.settings),
         };
         let tools = Self::tools_inputs(locked, ToolSet::Vm).key();
@@ -142,7 +150,7 @@ impl Session<'_> {
             digest: subject.digest,
             size: subject.size,
             plan,
-            statics: self.statics(subject, plan)?,
+            statics: statics(subject, plan)?,
             qemu: &qemu()?,
             wish: request.wish,
             login: subject.login.clone(),
@@ -165,11 +173,6 @@ impl Session<'_> {
         Ok(Tested { report, cached: false })
     }
 
-    /// Checks of the disk itself.
-    fn statics(&self, _subject: &Subject<'_>, _plan: &Plan) -> Result<Vec<CheckResult>, BakeError> {
-        Ok(Vec::new())
-    }
-
     fn kept_report(&self, inputs: &Inputs) -> Option<Report> {
         let result = self.store.lookup(inputs)?;
         let bytes = self.store.read_blob(&result.output("report")?).ok()?;
@@ -185,13 +188,61 @@ impl Session<'_> {
     }
 }
 
-/// Digest of an image file's blocks.
+/// The checks of the disk itself, before anything is booted.
+fn statics(subject: &Subject<'_>, plan: &Plan) -> Result<Vec<CheckResult>, FileError> {
+    let expect = Expect { arch: subject.arch, firmware: plan.firmware, serial: plan.serial };
+    inspected(subject.path, &expect)
+}
+
+/// The firmware under which an image of which nothing is known seems to boot: both, unless only one of them finds what it
+/// needs.
+///
+/// # Errors
+/// When it can't be read.
+pub fn boots_under(path: &Path, arch: Arch) -> Result<Firmware, FileError> {
+    let sound = |firmware| {
+        let results = inspected(path, &Expect { arch, firmware, serial: false })?;
+        Ok::<bool, FileError>(results.iter().all(|check| check.verdict != Verdict::Failed))
+    };
+    Ok(match (sound(Firmware::Bios)?, sound(Firmware::Uefi)?) {
+        (true, false) => Firmware::Bios,
+        (false, true) => Firmware::Uefi,
+        _ => Firmware::Both,
+    })
+}
+
+fn inspected(path: &Path, expect: &Expect) -> Result<Vec<CheckResult>, FileError> {
+    let wrong = || FileError::at("can't read", path);
+    let mut file = File::open(path).map_err(wrong())?;
+    if is_qcow2(&mut file).map_err(wrong())? {
+        let mut disk = qcow2::read::Reader::open(file).map_err(|e| wrong()(io::Error::other(e)))?;
+        Ok(inspect(&mut disk, expect))
+    } else {
+        Ok(inspect(&mut file, expect))
+    }
+}
+
+fn is_qcow2(file: &mut File) -> io::Result<bool> {
+    let mut magic = [0; 4];
+    let read = file.read(&mut magic)?;
+    file.rewind()?;
+    Ok(read == magic.len() && magic == *b"QFI\xfb")
+}
+
+/// Digest of an image's blocks: those of the disk, whatever the file's format.
 ///
 /// # Errors
 /// When it can't be read.
 pub fn digest_of(path: &Path) -> Result<Digest, FileError> {
-    let file = File::open(path).map_err(FileError::at("can't read", path))?;
-    block_digest(&file).map_err(FileError::at("can't read", path))
+    let wrong = || FileError::at("can't read", path);
+    let mut file = File::open(path).map_err(wrong())?;
+    if is_qcow2(&mut file).map_err(wrong())? {
+        let mut disk = qcow2::read::Reader::open(file).map_err(|e| wrong()(io::Error::other(e)))?;
+        let size = disk.size();
+        Ok(block_map_of(&mut disk, size).map_err(wrong())?.digest())
+    } else {
+        block_digest(&file).map_err(wrong())
+    }
 }
 
 /// A baked image that passed: what may be published.

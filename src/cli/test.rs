@@ -9,7 +9,8 @@ use super::Context;
 use super::report::{Failure, Status};
 use super::run::{AccelArg, DiskArg, FirmwareArg, is_profile, qemu_of};
 use super::session::ProfileArgs;
-use crate::bake::{BakeError, Session, Subject, TestRequest, Tested, digest_of};
+use crate::arch::Arch;
+use crate::bake::{BakeError, Session, Subject, TestRequest, Tested, boots_under, digest_of};
 use crate::check::plan::{Boots, Bus, Only};
 use crate::check::report::{CheckResult, MachineReport, Report, Verdict};
 use crate::check::{Plan, Platform};
@@ -186,7 +187,7 @@ fn of_image(args: &Args, cx: &Context, teller: &Teller<'_>) -> Result<Option<(Te
     let firmware = match args.firmware {
         Some(FirmwareArg::Bios) => Firmware::Bios,
         Some(FirmwareArg::Uefi) => Firmware::Uefi,
-        None => Firmware::Both,
+        None => boots_under(path, Arch::Amd64)?,
     };
     let mut plan = Plan::of_image(firmware, platform);
     plan.keep(args.only());
@@ -198,8 +199,8 @@ fn of_image(args: &Args, cx: &Context, teller: &Teller<'_>) -> Result<Option<(Te
     let folder = args.folder(&name);
     args.target.in_session(cx, |session: &Session<'_>| {
         let digest = digest_of(path).map_err(BakeError::from)?;
-        let login = "admin".to_owned();
-        let subject = Subject { path, name, digest, size: image.size, login };
+        let subject =
+            Subject { path, name, digest, size: image.size, arch: Arch::Amd64, login: "admin".to_owned() };
         let qemu = qemu_of(args.qemu.as_deref(), None, session.store)?;
         let found = || Ok(qemu.clone());
         let request = args.request(args.qemu.as_ref().map(|_| qemu.clone()), folder.clone());
@@ -229,6 +230,8 @@ fn write_reports(folder: &Path, report: &Report) -> Result<(), Failure> {
         .map_err(crate::host::fs::FileError::at("can't make the folder", folder))?;
     let json = serde_json::to_string_pretty(report).map_err(|e| Failure::new("json", e.to_string()))? + "\n";
     write_atomically(&folder.join("report.json"), json.as_bytes())?;
+    write_atomically(&folder.join("junit.xml"), crate::check::junit::junit(report).as_bytes())?;
+    write_atomically(&folder.join("report.html"), crate::check::html::html(report).as_bytes())?;
     Ok(())
 }
 

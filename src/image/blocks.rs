@@ -84,6 +84,24 @@ pub fn block_map(file: &File) -> io::Result<BlockMap> {
     Ok(BlockMap { size, blocks })
 }
 
+/// The digests of the blocks of a disk of `size` bytes that is read from its beginning to its end, whatever it lies in.
+///
+/// # Errors
+/// Whatever reading fails with.
+pub fn block_map_of(disk: &mut impl io::Read, size: u64) -> io::Result<BlockMap> {
+    let mut buffer = vec![0; BLOCK as usize];
+    let mut blocks = Vec::new();
+    let mut left = size;
+    while left > 0 {
+        let filled = left.min(BLOCK) as usize;
+        disk.read_exact(&mut buffer[..filled])?;
+        buffer[filled..].fill(0);
+        blocks.push((!is_zero(&buffer)).then(|| Digest::of(&buffer)));
+        left -= filled as u64;
+    }
+    Ok(BlockMap { size, blocks })
+}
+
 /// The identity of a disk image: see [`BlockMap::digest`].
 ///
 /// # Errors
