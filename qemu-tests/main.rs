@@ -15,6 +15,7 @@ mod inspect;
 mod machine;
 mod netns;
 mod realise;
+mod refusals;
 mod report_page;
 mod resolve;
 mod rootfs;

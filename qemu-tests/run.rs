@@ -46,6 +46,19 @@ fn a_dry_run_prints_the_command_line_and_leaves_nothing() {
     assert_eq!(std::fs::read_dir(store.join("tmp")).expect("tmp").count(), 0);
 }
 
+#[test]
+fn without_any_qemu_the_next_step_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let image = empty_disk(folder.path());
+    let mut command = Command::new(KILN);
+    command.arg("--store").arg(folder.path().join("store")).arg("run").arg(&image);
+    let output = command.env("PATH", folder.path()).env_remove("KILN_QEMU").output().expect("kiln runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("the host has no qemu-system-x86_64"), "{said}");
+    assert!(said.contains("`kiln run PROFILE --dry-run` fetches the QEMU"), "{said}");
+}
+
 /// A killed Kiln takes QEMU along, at whatever moment; the next one removes its folder.
 #[test]
 fn nothing_outlives_a_killed_kiln() {

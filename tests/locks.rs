@@ -69,7 +69,7 @@ fn system() -> System {
     }
 }
 
-fn lock() -> Lock {
+pub fn lock() -> Lock {
     let mut lock = Lock {
         goals: Goals::of(&system(), &keys(), &["e2fsprogs", "grub-pc-bin"], &["qemu-system-x86"]),
         releases: vec![

@@ -5,6 +5,7 @@ mod docs;
 mod downloads;
 mod house;
 mod locks;
+mod mutated;
 mod profile;
 mod reference;
 mod server;

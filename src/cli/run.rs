@@ -207,10 +207,13 @@ pub(super) fn qemu_of(asked: Option<&Path>, locked: Option<PathBuf>, store: &Sto
             tools.map_or_else(Qemu::host, Ok)
         }
     };
-    found.map_err(|e| {
-        Failure::of("qemu", &e).hint("`--qemu host` takes the host's, `--qemu DIR` that of a tools tree")
-    })
+    found.map_err(|e| Failure::of("qemu", &e).hint(if asked.is_none() { NO_QEMU } else { OTHER_QEMU }))
 }
+
+/// For an image without a profile there may be no locked QEMU at all.
+const NO_QEMU: &str = "`kiln run PROFILE --dry-run` fetches the QEMU that a profile's lock names, which then runs images as well; \
+    or install QEMU for x86";
+const OTHER_QEMU: &str = "`--qemu host` takes the host's, `--qemu DIR` that of a tools tree";
 
 /// A guest that reaches whatever the host reaches must not run where that includes credentials.
 fn refuse_metadata(args: &Args) -> Result<(), Failure> {
@@ -233,7 +236,7 @@ pub(super) fn failure(error: &VmError) -> Failure {
         VmError::Disk(DiskError::File(_) | DiskError::NoImage { .. } | DiskError::TooSmall { .. }) => {
             told.status(Status::Usage)
         }
-        VmError::Qemu(_) => told.hint("`--qemu host` takes the host's, `--qemu DIR` that of a tools tree"),
+        VmError::Qemu(_) => told.hint(OTHER_QEMU),
         VmError::Paused { .. } => told.hint("`--accel emulation` needs no KVM"),
         VmError::Timeout { .. } => told.hint("without `--ssh` you see the whole console"),
         _ => told,

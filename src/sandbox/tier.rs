@@ -70,6 +70,9 @@ const CAP_SYS_ADMIN: u32 = 21;
 /// [`Refusal`] says what is missing and what helps.
 pub fn tier() -> Result<Tier, Refusal> {
     let uid = getuid().as_raw();
+    if uid == 0 {
+        check_mapped_ids()?;
+    }
     if uid == 0 && capability(CAP_SYS_ADMIN) {
         return Ok(Tier::Root);
     }
@@ -89,6 +92,36 @@ pub fn tier() -> Result<Tier, Refusal> {
         }
     }
     Ok(Tier::Subids { uid: subuid.0, gid: subgid.0, count: subuid.1.min(subgid.1).min(IDS_NEEDED) })
+}
+
+/// Root of a user namespace may be given few ids: then nothing can belong to the users of an image.
+fn check_mapped_ids() -> Result<(), Refusal> {
+    for (file, what) in [("/proc/self/uid_map", "user"), ("/proc/self/gid_map", "group")] {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        match mapped(&text) {
+            Some(count) if count < u64::from(IDS_NEEDED) => {
+                return Err(Refusal::new(
+                    format!("root of this user namespace has {count} {what} ids; {IDS_NEEDED} are needed"),
+                    "Run Kiln outside of it, or give it a range of ids: for rootless Podman, lines for your user in \
+                     /etc/subuid and /etc/subgid, then `podman system migrate`",
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// How many ids below 65535 the text of a uid_map (user_namespaces(7)) maps; `None` when it is none.
+fn mapped(text: &str) -> Option<u64> {
+    let line = |line: &str| {
+        let mut numbers = line.split_ascii_whitespace().map(str::parse::<u64>);
+        let (inside, _, count) = (numbers.next()?.ok()?, numbers.next()?.ok()?, numbers.next()?.ok()?);
+        let end = u64::from(IDS_NEEDED);
+        Some((inside + count).min(end).saturating_sub(inside))
+    };
+    let counts: Option<Vec<u64>> = text.lines().map(line).collect();
+    counts.filter(|counts| !counts.is_empty()).map(|counts| counts.into_iter().sum())
 }
 
 fn check_user_namespaces() -> Result<(), Refusal> {
@@ -187,6 +220,14 @@ fn is_file(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_of_a_namespace_are_counted() {
+        assert_eq!(mapped("         0          0 4294967295\n"), Some(65_535));
+        assert_eq!(mapped("0 1000 1\n"), Some(1));
+        assert_eq!(mapped("0 1000 1\n1 100000 65536\n"), Some(65_535));
+        assert_eq!((mapped(""), mapped("x")), (None, None));
+    }
 
     #[test]
     fn the_longest_range_of_the_user_counts() {
