@@ -173,7 +173,7 @@ fn esp_that_is_empty() {
 
 #[test]
 fn disk_without_boot_code() {
-    by_bytes("minimal", &Named::under_bios("no-bootable-device", ""), |disk| write(disk, 0, &[0; 440]));
+    by_bytes("minimal", &Named::under_bios("no-boot-code", ""), |disk| write(disk, 0, &[0; 440]));
 }
 
 #[test]

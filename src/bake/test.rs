@@ -41,6 +41,8 @@ pub struct TestRequest {
     pub again: bool,
     /// Machines are booted although the disk's own checks failed.
     pub keep_going: bool,
+    /// Checks of lookalikes of EC2 instances go over SSH.
+    pub over_ssh: bool,
     /// Where evidence of failures is kept.
     pub evidence: PathBuf,
 }
@@ -154,6 +156,7 @@ impl Session<'_> {
             qemu: &qemu()?,
             wish: request.wish,
             login: subject.login.clone(),
+            over_ssh: request.over_ssh,
             scratch: scratch.path(),
             evidence: &request.evidence,
             jobs: request.jobs.unwrap_or_else(|| jobs(plan)),

@@ -52,6 +52,9 @@ pub struct Args {
     /// Which QEMU: the host's, or that of a tools tree in a folder [default: the locked one]
     #[arg(long, value_name = "host|DIR", env = "KILN_QEMU")]
     qemu: Option<PathBuf>,
+    /// Make the checks of EC2 lookalikes over SSH, as their users log in, instead of over a channel of our own
+    #[arg(long)]
+    over_ssh: bool,
     /// Only print the machines and their checks
     #[arg(long)]
     dry_run: bool,
@@ -146,6 +149,7 @@ impl Args {
             jobs: self.jobs.map(usize::from),
             again: self.again,
             keep_going: self.keep_going,
+            over_ssh: self.over_ssh,
             evidence,
         }
     }

@@ -16,6 +16,8 @@ use crate::host::interrupt::Interrupted;
 pub enum BootFailure {
     /// The firmware found nothing to boot from.
     NoBootableDevice,
+    /// The firmware started the disk's boot code, which does nothing.
+    NoBootCode,
     /// UEFI could not load or start the boot loader, or fell into its shell.
     NoLoader,
     /// The boot loader stopped at its own prompt.
@@ -42,6 +44,7 @@ impl fmt::Display for BootFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             BootFailure::NoBootableDevice => "no bootable device",
+            BootFailure::NoBootCode => "the disk's boot code does nothing",
             BootFailure::NoLoader => "UEFI found no boot loader that it can start",
             BootFailure::BootLoaderPrompt => "the boot loader stopped",
             BootFailure::NoKernel => "the boot loader can't load the kernel",

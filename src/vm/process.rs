@@ -38,6 +38,8 @@ pub type Tap = Box<dyn FnMut(&[u8]) + Send>;
 const TICK: Duration = Duration::from_millis(50);
 /// Within this the monitor answers, busy host included.
 const ANSWER: Duration = Duration::from_secs(30);
+/// A boot loader speaks within this of being started, under emulation on a busy host.
+const BOOT_CODE: Duration = Duration::from_secs(25);
 /// How many of the console's lines an error shows.
 const TAIL: usize = 15;
 /// How much of QEMU's standard error is kept.
@@ -244,11 +246,13 @@ impl Vm {
         self.shared.lock().resets.len()
     }
 
-    /// Fails when nothing has moved for `limit`: neither the console spoke, nor did the guest use its processors.
+    /// Fails when nothing has moved for `limit`: neither the console spoke, nor did the guest use its processors. Boot code
+    /// that never speaks is told sooner.
     ///
     /// # Errors
-    /// [`VmError::Boot`] with [`BootFailure::Hang`].
+    /// [`VmError::Boot`] with [`BootFailure::Hang`] or [`BootFailure::NoBootCode`].
     pub fn check_pulse(&self, limit: Duration) -> Result<(), VmError> {
+        self.check_boot_code()?;
         let idle = self.shared.lock().pulse.idle_since();
         match idle {
             Some(since) if self.age().saturating_sub(since) > limit => {
@@ -258,6 +262,29 @@ impl Vm {
             }
             _ => Ok(()),
         }
+    }
+
+    /// SeaBIOS says what it starts. Every boot loader says something soon; code that is none runs through empty memory.
+    fn check_boot_code(&self) -> Result<(), VmError> {
+        let state = self.shared.lock();
+        let spoken = state.console.since(state.console.count().saturating_sub(8));
+        let Some(last) = spoken.filter(|line| !line.text.trim().is_empty()).last().cloned() else {
+            return Ok(());
+        };
+        let silent = state.console.partial().trim().is_empty();
+        drop(state);
+        let stuck = silent
+            && last.text.starts_with("Booting from ")
+            && self.age().saturating_sub(last.at) > BOOT_CODE;
+        if !stuck {
+            return Ok(());
+        }
+        Err(VmError::Boot {
+            failure: BootFailure::NoBootCode,
+            line: last.text,
+            at: last.at,
+            tail: self.tail(),
+        })
     }
 
     /// Writes what the screen shows to a new PNG file; the machine must have one ([`Machine::screen`]).

@@ -7,7 +7,7 @@ use crate::check::ask::{Answer, answers, batch};
 use crate::check::report::{CheckResult, Verdict};
 use crate::check::{Check, What};
 use crate::vm::ssh::{Key, Ssh};
-use crate::vm::{Channel, Vm, VmError, imds};
+use crate::vm::{Guest, Vm, VmError, imds};
 
 /// Between two tries.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -22,9 +22,9 @@ const IMDS_V1: &str = "exec 2>&1; exec timeout 20 bash -c 'exec 3<>/dev/tcp/169.
                        head -n 1 <&3'";
 
 /// A way to ask everything of one machine.
-pub(super) struct Asker<'a, 'c> {
+pub(super) struct Asker<'a> {
     pub(super) vm: &'a Vm,
-    pub(super) channel: &'a mut Channel<'c>,
+    pub(super) guest: &'a mut dyn Guest,
     /// By how much limits are stretched.
     pub(super) factor: u32,
     pub(super) key: Option<&'a Key>,
@@ -40,7 +40,7 @@ struct Tried {
     output: String,
 }
 
-impl Asker<'_, '_> {
+impl Asker<'_> {
     /// Makes all checks, in order, and tells each result.
     pub(super) fn all(&mut self, checks: &[Check], told: &mut dyn FnMut(CheckResult)) -> Result<(), VmError> {
         let mut rest = checks;
@@ -66,7 +66,7 @@ impl Asker<'_, '_> {
         let scripts: Vec<(String, Duration)> =
             checks.iter().map(|c| (c.script().unwrap_or_default(), c.timeout * self.factor)).collect();
         let limit = scripts.iter().map(|(_, limit)| *limit).max().unwrap_or_default() * 4;
-        let said = self.channel.run(&batch(&scripts), limit)?;
+        let said = self.guest.run(&batch(&scripts), limit)?;
         let took = begun.elapsed() / u32::try_from(checks.len()).unwrap_or(1);
         for (check, answer) in checks.iter().zip(answers(&said.stdout, checks.len())) {
             let first = answer.map(|answer| (self.judged(check, &answer), took));
@@ -107,7 +107,7 @@ impl Asker<'_, '_> {
             What::Reboot | What::UserData { .. } => plain(Err("this takes a machine of its own".to_owned())),
             _ => {
                 let script = check.script().unwrap_or_default();
-                let said = self.channel.run(&script, limit)?;
+                let said = self.guest.run(&script, limit)?;
                 let answer = Answer { status: said.status, stdout: said.stdout, stderr: said.stderr };
                 self.judged(check, &answer)
             }
@@ -129,7 +129,7 @@ impl Asker<'_, '_> {
     }
 
     fn imds_v1(&mut self, limit: Duration) -> Result<Result<String, String>, VmError> {
-        let said = self.channel.run(IMDS_V1, limit)?;
+        let said = self.guest.run(IMDS_V1, limit)?;
         let (answered, refused) = imds::version_1(&self.vm.metadata_log());
         let line = said.stdout.lines().next().unwrap_or_default().trim().to_owned();
         Ok(if line.contains(" 401 ") && answered == 0 && refused > 0 {

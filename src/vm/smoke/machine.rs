@@ -13,7 +13,7 @@ use crate::system::test::Imds;
 use crate::vm::ec2::{Metadata, PublicKey};
 use crate::vm::machine::shell_line;
 use crate::vm::probe::Choice;
-use crate::vm::ssh::Key;
+use crate::vm::ssh::{Key, Ssh};
 use crate::vm::{Accel, Bus, Channel, Firmware, Guest, Instance, Network, Setup, Vm, VmError, prepare};
 
 /// How many lines of a failed unit's journal are kept.
@@ -142,6 +142,28 @@ fn instance(job: &Job<'_>, plan: &MachinePlan, key: Option<&Key>) -> Instance {
     instance
 }
 
+/// How the checks get in.
+enum Way<'a> {
+    Channel(Channel<'a>),
+    Ssh(Box<Ssh<'a>>),
+}
+
+impl<'a> Way<'a> {
+    fn guest(&mut self) -> &mut dyn Guest {
+        match self {
+            Way::Channel(channel) => channel,
+            Way::Ssh(ssh) => ssh.as_mut(),
+        }
+    }
+
+    fn reboot(self, limit: Duration) -> Result<Way<'a>, VmError> {
+        match self {
+            Way::Channel(channel) => channel.reboot(limit).map(Way::Channel),
+            Way::Ssh(ssh) => ssh.reboot(limit).map(|ssh| Way::Ssh(Box::new(ssh))),
+        }
+    }
+}
+
 /// A machine that runs.
 struct Session<'a> {
     job: &'a Job<'a>,
@@ -153,39 +175,46 @@ struct Session<'a> {
     report: MachineReport,
 }
 
-impl Session<'_> {
+impl<'a> Session<'a> {
     /// All of it, until something fails that ends the machine.
     fn whole(&mut self) -> Result<(), VmError> {
         let limit = Duration::from_secs(u64::from(self.job.plan.boot_limit)) * self.factor;
-        let mut channel = Channel::attach(self.vm, limit)?;
+        let mut way = self.way_in(limit)?;
         self.listener.doing(&self.plan.name, "waiting until all units are up");
-        let settled = settle::wait(self.vm, &mut channel, limit.saturating_sub(self.vm.age()))?;
+        let settled = settle::wait(self.vm, way.guest(), limit.saturating_sub(self.vm.age()))?;
         self.report.boot_seconds = Some(self.vm.age().as_secs_f64());
-        self.failed_units(&mut channel, &settled.failed)?;
-        self.checks(&mut channel, &self.plan.checks, "")?;
+        self.failed_units(way.guest(), &settled.failed)?;
+        self.checks(way.guest(), &self.plan.checks, "")?;
         if let Some(name) = self.plan.reboot.clone() {
-            self.reboot(channel, &name, limit)?;
+            self.reboot(way, &name, limit)?;
         }
         Ok(())
     }
 
+    fn way_in(&self, limit: Duration) -> Result<Way<'a>, VmError> {
+        match self.key.filter(|_| self.job.over_ssh) {
+            Some(key) => Ok(Way::Ssh(Box::new(Ssh::log_in(self.vm, key, &self.job.login, limit)?))),
+            None => Ok(Way::Channel(Channel::attach(self.vm, limit)?)),
+        }
+    }
+
     /// Keeps what the failed units' journals say.
-    fn failed_units(&mut self, channel: &mut Channel<'_>, failed: &[String]) -> Result<(), VmError> {
+    fn failed_units(&mut self, guest: &mut dyn Guest, failed: &[String]) -> Result<(), VmError> {
         for name in failed.iter().take(20) {
             let script = format!(
                 "journalctl --boot --no-pager --output=short-monotonic --lines={UNIT_JOURNAL} --unit={}",
                 crate::check::ask::quoted(name)
             );
-            let journal = Guest::run(channel, &script, QUESTION)?.stdout;
+            let journal = guest.run(&script, QUESTION)?.stdout;
             self.report.failed_units.push(FailedUnit { name: name.clone(), journal });
         }
         Ok(())
     }
 
-    fn checks(&mut self, channel: &mut Channel<'_>, checks: &[Check], suffix: &str) -> Result<(), VmError> {
+    fn checks(&mut self, guest: &mut dyn Guest, checks: &[Check], suffix: &str) -> Result<(), VmError> {
         let mut asker = Asker {
             vm: self.vm,
-            channel,
+            guest,
             factor: self.factor,
             key: self.key,
             login: &self.job.login,
@@ -202,23 +231,26 @@ impl Session<'_> {
     }
 
     /// Restarts the guest and makes all its checks once more.
-    fn reboot(&mut self, channel: Channel<'_>, name: &str, limit: Duration) -> Result<(), VmError> {
+    fn reboot(&mut self, way: Way<'_>, name: &str, limit: Duration) -> Result<(), VmError> {
         self.listener.doing(&self.plan.name, "rebooting");
         let begun = Instant::now();
-        let restarted = channel.reboot(limit);
-        let settled = restarted.and_then(|mut channel| {
+        if matches!(way, Way::Ssh(_)) {
+            self.vm.expect_reset();
+        }
+        let restarted = way.reboot(limit);
+        let settled = restarted.and_then(|mut way| {
             let left = limit.saturating_sub(begun.elapsed());
-            let settled = settle::wait(self.vm, &mut channel, left)?;
-            Ok((channel, settled))
+            let settled = settle::wait(self.vm, way.guest(), left)?;
+            Ok((way, settled))
         });
         let result = again(name, begun.elapsed(), settled.as_ref().map(|_| ()));
         self.listener.checked(&self.plan.name, &result);
         self.report.checks.push(result);
-        let (mut channel, settled) = settled?;
-        self.failed_units(&mut channel, &settled.failed)?;
+        let (mut way, settled) = settled?;
+        self.failed_units(way.guest(), &settled.failed)?;
         let checks: Vec<Check> =
             self.plan.checks.iter().filter(|c| c.what != What::BootTime).cloned().collect();
-        self.checks(&mut channel, &checks, " (after the reboot)")
+        self.checks(way.guest(), &checks, " (after the reboot)")
     }
 }
 

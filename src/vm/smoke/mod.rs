@@ -55,6 +55,8 @@ pub struct Job<'a> {
     pub wish: Wish,
     /// Who logs in to a lookalike of an EC2 instance.
     pub login: String,
+    /// Checks go over SSH where a machine has a key, instead of the channel.
+    pub over_ssh: bool,
     /// Where the machines' folders are made.
     pub scratch: &'a Path,
     /// Where evidence of failures is kept.

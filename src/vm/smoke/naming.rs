@@ -59,6 +59,7 @@ fn ended(ending: &Ending) -> Option<(&'static str, &'static str)> {
 fn kind(failure: BootFailure) -> &'static str {
     match failure {
         BootFailure::NoBootableDevice => "no-bootable-device",
+        BootFailure::NoBootCode => "no-boot-code",
         BootFailure::NoLoader => "no-boot-loader",
         BootFailure::BootLoaderPrompt => "boot-loader-prompt",
         BootFailure::NoKernel => "no-kernel",
@@ -77,6 +78,9 @@ fn hint(failure: BootFailure, line: &str) -> &'static str {
     match failure {
         BootFailure::NoBootableDevice => {
             "the disk has no boot code that this firmware starts: `kiln layout` shows its partitions"
+        }
+        BootFailure::NoBootCode => {
+            "the first 440 bytes of the disk hold no boot loader: is the image for UEFI only?"
         }
         BootFailure::NoLoader => "the EFI system partition has no EFI/BOOT/BOOTX64.EFI that UEFI can start",
         BootFailure::BootLoaderPrompt => {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::vm::channel::HANG;
 use crate::vm::failure::BootFailure;
-use crate::vm::{Channel, Settled, Vm, VmError};
+use crate::vm::{Guest, Settled, Vm, VmError};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -30,11 +30,11 @@ struct Seen {
 }
 
 /// Waits until the system has settled.
-pub(super) fn wait(vm: &Vm, channel: &mut Channel<'_>, limit: Duration) -> Result<Settled, VmError> {
+pub(super) fn wait(vm: &Vm, guest: &mut dyn Guest, limit: Duration) -> Result<Settled, VmError> {
     let begun = Instant::now();
     let (mut quiet, mut last, mut since) = (0, Seen::default(), Instant::now());
     loop {
-        let seen = parse(&channel.run(LOOK, QUESTION)?.stdout);
+        let seen = parse(&guest.run(LOOK, QUESTION)?.stdout);
         if seen != last {
             (quiet, since) = (0, Instant::now());
         }
