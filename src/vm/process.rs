@@ -39,7 +39,7 @@ const TICK: Duration = Duration::from_millis(50);
 /// Within this the monitor answers, busy host included.
 const ANSWER: Duration = Duration::from_secs(30);
 /// A boot loader speaks within this of being started, under emulation on a busy host.
-const BOOT_CODE: Duration = Duration::from_secs(25);
+const BOOT_CODE: Duration = Duration::from_secs(20);
 /// How many of the console's lines an error shows.
 const TAIL: usize = 15;
 /// How much of QEMU's standard error is kept.
