@@ -10,7 +10,10 @@ use kiln::vm::imds::version_1;
 use kiln::vm::ssh::{Key, Ssh};
 use kiln::vm::{Firmware, Guest, Instance, Vm, VmError};
 
-use crate::machine::{self, BOOT, COMMAND, SETTLED, SHUTDOWN};
+use crate::machine::{self, COMMAND, SETTLED, SHUTDOWN};
+
+/// From the start to the login, of which cloud-init takes the larger part, under emulation on a busy host.
+const LAUNCH: Duration = Duration::from_secs(900);
 
 /// Who logs in to Debian's cloud images.
 const USER: &str = "admin";
@@ -47,13 +50,13 @@ fn boots(firmware: Firmware, instance: &Instance, key: &Key, check: impl Fn(&Vm,
     setup.firmware = firmware;
     setup.disk_size = Some(Bytes(8 * GIB));
     let mut vm = machine::start(setup.clone());
-    let mut ssh = Ssh::log_in(&vm, key, USER, BOOT);
+    let mut ssh = Ssh::log_in(&vm, key, USER, LAUNCH);
     if ssh.as_ref().err().is_some_and(VmError::is_accelerator) {
         drop(ssh);
         drop(vm);
         setup.accel = kiln::vm::Accel::Emulation { cx16: true };
         vm = machine::start(setup);
-        ssh = Ssh::log_in(&vm, key, USER, BOOT);
+        ssh = Ssh::log_in(&vm, key, USER, LAUNCH);
     }
     let ssh = ssh.unwrap_or_else(|e| panic!("{e}\n{}", requests(&vm)));
     println!("logged in after {:.1} s", vm.age().as_secs_f64());
@@ -146,7 +149,7 @@ fn under_bios_it_is_launched_restarted_and_alone() {
         is_alone(&mut ssh);
 
         // The same disk boots again: nothing that belongs to the first boot is done once more.
-        let mut ssh = ssh.reboot(BOOT).unwrap_or_else(|e| panic!("{e}"));
+        let mut ssh = ssh.reboot(LAUNCH).unwrap_or_else(|e| panic!("{e}"));
         println!("logged in again after {:.1} s", vm.age().as_secs_f64());
         is_that_instance(&mut ssh, &instance, "first");
     });
