@@ -89,6 +89,15 @@ struct Reset {
     lines: usize,
 }
 
+impl Reset {
+    /// A restart may reset the machine twice: SeaBIOS, when it finds itself in memory still, resets it once more before it
+    /// says a word. No boot loader comes that far as quickly.
+    fn is_one_with(self, next: Reset) -> bool {
+        const TWICE: Duration = Duration::from_secs(4);
+        self.lines == next.lines && next.at.saturating_sub(self.at) < TWICE
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -591,7 +600,9 @@ impl Reader {
                     "RESUME" => state.paused = false,
                     "RESET" if data["guest"].as_bool() == Some(true) => {
                         let reset = Reset { at: self.started.elapsed(), lines: state.console.count() };
-                        state.resets.push(reset);
+                        if !state.resets.last().is_some_and(|last| last.is_one_with(reset)) {
+                            state.resets.push(reset);
+                        }
                     }
                     _ => {}
                 },
@@ -642,5 +653,18 @@ fn part<'b>(stream: &mut Option<impl Read>, ready: bool, buffer: &'b mut [u8]) -
             *stream = None;
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restart_that_resets_twice_is_one() {
+        let reset = |seconds, lines| Reset { at: Duration::from_secs(seconds), lines };
+        assert!(reset(100, 7).is_one_with(reset(101, 7)));
+        assert!(!reset(100, 7).is_one_with(reset(101, 8)), "something was said between them");
+        assert!(!reset(100, 7).is_one_with(reset(114, 7)), "a boot loader had its time");
     }
 }
