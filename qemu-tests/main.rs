@@ -18,6 +18,7 @@ mod realise;
 mod refusals;
 mod report_page;
 mod resolve;
+mod robust;
 mod rootfs;
 mod run;
 #[allow(dead_code)]

@@ -35,7 +35,7 @@ pub use locking::{LockUpdate, Locked, Update};
 pub use output::{Format, Manifest, Outputs};
 pub use profile::Profile;
 pub use steps::{BakedDisk, BakedTree};
-pub use test::{Subject, TestRequest, Tested, accepted, boots_under, digest_of};
+pub use test::{Subject, TestRequest, Tested, accepted, boots_under, digest_of, is_disk};
 pub use watch::{Advance, Unwatched, Watch};
 pub use why::{StepState, Why};
 

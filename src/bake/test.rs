@@ -1,6 +1,7 @@
 //! An image's smoke tests: [`BakedDisk`] → [`TestedImage`]. A verdict is kept under the image's digest and the plan's, so
 //! that the same bytes are never tested twice in the same way.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::num::NonZeroUsize;
@@ -21,7 +22,7 @@ use crate::host::fs::FileError;
 use crate::image::{block_digest, block_map_of};
 use crate::store::{Inputs, StepResult};
 use crate::system::Firmware;
-use crate::units::Bytes;
+use crate::units::{Bytes, SECTOR};
 use crate::vm::probe::Wish;
 use crate::vm::smoke::{self, Job, Listener};
 use crate::vm::{Qemu, VmError};
@@ -108,21 +109,35 @@ impl Session<'_> {
     ) -> Result<Tested, BakeError> {
         let mut plan = self.test_plan(locked, tree, disk)?;
         plan.keep(request.only);
-        let system = locked.profile.system();
-        let subject = Subject {
-            path: &disk.image.path,
-            name: system.name.clone(),
-            digest: disk.image.blocks,
-            size: disk.image.size,
-            arch: system.arch,
-            login: login(&system.cloud_init.settings),
-        };
         let tools = Self::tools_inputs(locked, ToolSet::Vm).key();
-        let qemu = || match &request.qemu {
+        let qemu = || self.test_qemu(locked, request);
+        self.tested(&Subject::baked(locked, disk), &plan, Some(tools), &qemu, request, listener)
+    }
+
+    /// The QEMU that was asked for, else the locked one, which is made when it isn't there.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub fn test_qemu(&self, locked: &Locked, request: &TestRequest) -> Result<Qemu, BakeError> {
+        match &request.qemu {
             Some(qemu) => Ok(qemu.clone()),
             None => Ok(Qemu::tools(&self.tools(locked, ToolSet::Vm)?).map_err(VmError::from)?),
-        };
-        self.tested(&subject, &plan, Some(tools), &qemu, request, listener)
+        }
+    }
+
+    /// QEMU's command line for each machine of `plan`, in its order; nothing is booted.
+    ///
+    /// # Errors
+    /// When QEMU can't be used, or the image is none.
+    pub fn test_command_lines(
+        &self,
+        subject: &Subject<'_>,
+        plan: &Plan,
+        qemu: &Qemu,
+        request: &TestRequest,
+    ) -> Result<Vec<Vec<OsString>>, BakeError> {
+        let scratch = self.store.scratch("test")?;
+        Ok(smoke::command_lines(&job(subject, plan, Vec::new(), qemu, request, scratch.path()))?)
     }
 
     /// The verdict on `subject`: the one that is kept, else that of a test. `tools` tells which QEMU runs it, when that is
@@ -146,23 +161,8 @@ impl Session<'_> {
             return Ok(Tested { report, cached: true });
         }
         let scratch = self.store.scratch("test")?;
-        let job = Job {
-            image: subject.path,
-            name: subject.name.clone(),
-            digest: subject.digest,
-            size: subject.size,
-            plan,
-            statics: statics(subject, plan)?,
-            qemu: &qemu()?,
-            wish: request.wish,
-            login: subject.login.clone(),
-            over_ssh: request.over_ssh,
-            scratch: scratch.path(),
-            evidence: &request.evidence,
-            jobs: request.jobs.unwrap_or_else(|| jobs(plan)),
-            keep_going: request.keep_going,
-            kiln: None,
-        };
+        let qemu = qemu()?;
+        let job = job(subject, plan, statics(subject, plan)?, &qemu, request, scratch.path());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let report = smoke::run(&job, listener, i64::try_from(now).unwrap_or(0))?;
         let after = digest_of(subject.path)?;
@@ -188,6 +188,49 @@ impl Session<'_> {
         let mut result = StepResult::default();
         result.outputs.insert("report".into(), self.store.put_bytes(&bytes)?);
         Ok(self.store.record(inputs, &result)?)
+    }
+}
+
+impl<'a> Subject<'a> {
+    /// A baked disk.
+    #[must_use]
+    pub fn baked(locked: &Locked, disk: &'a BakedDisk) -> Subject<'a> {
+        let system = locked.profile.system();
+        Subject {
+            path: &disk.image.path,
+            name: system.name.clone(),
+            digest: disk.image.blocks,
+            size: disk.image.size,
+            arch: system.arch,
+            login: login(&system.cloud_init.settings),
+        }
+    }
+}
+
+fn job<'a>(
+    subject: &'a Subject<'_>,
+    plan: &'a Plan,
+    statics: Vec<CheckResult>,
+    qemu: &'a Qemu,
+    request: &'a TestRequest,
+    scratch: &'a Path,
+) -> Job<'a> {
+    Job {
+        image: subject.path,
+        name: subject.name.clone(),
+        digest: subject.digest,
+        size: subject.size,
+        plan,
+        statics,
+        qemu,
+        wish: request.wish,
+        login: subject.login.clone(),
+        over_ssh: request.over_ssh,
+        scratch,
+        evidence: &request.evidence,
+        jobs: request.jobs.unwrap_or_else(|| jobs(plan)),
+        keep_going: request.keep_going,
+        kiln: None,
     }
 }
 
@@ -223,6 +266,29 @@ fn inspected(path: &Path, expect: &Expect) -> Result<Vec<CheckResult>, FileError
     } else {
         Ok(inspect(&mut file, expect))
     }
+}
+
+/// Whether a file may be a disk to boot from: of whole sectors, with an MBR's signature or a GUID partition table.
+///
+/// # Errors
+/// When it can't be read.
+pub fn is_disk(path: &Path) -> Result<bool, FileError> {
+    let wrong = || FileError::at("can't read", path);
+    let mut file = File::open(path).map_err(wrong())?;
+    if is_qcow2(&mut file).map_err(wrong())? {
+        let disk = qcow2::read::Reader::open(file).map_err(|e| wrong()(io::Error::other(e)))?;
+        return has_table(disk).map_err(wrong());
+    }
+    let whole = file.metadata().map_err(wrong())?.len() % SECTOR == 0;
+    Ok(whole && has_table(file).map_err(wrong())?)
+}
+
+fn has_table(disk: impl Read) -> io::Result<bool> {
+    let mut start = Vec::new();
+    // With sectors of 4096 bytes the GUID partition table begins there, else in the second sector of 512 bytes.
+    disk.take(2 * 4096).read_to_end(&mut start)?;
+    let at = |place: usize, bytes: &[u8]| start.get(place..).is_some_and(|rest| rest.starts_with(bytes));
+    Ok(at(510, &[0x55, 0xaa]) || at(512, b"EFI PART") || at(4096, b"EFI PART"))
 }
 
 fn is_qcow2(file: &mut File) -> io::Result<bool> {
@@ -299,6 +365,23 @@ mod tests {
         let settings = json!({ "system_info": { "default_user": { "name": "admin" } } });
         assert_eq!(login(settings.as_object().unwrap()), "admin");
         assert_eq!(login(&serde_json::Map::new()), "debian");
+    }
+
+    #[test]
+    fn what_may_be_a_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        let mut disk = vec![0; 8 * 512];
+        let says = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            is_disk(&path).unwrap()
+        };
+        assert!(!says(&disk) && !says(b"") && !says(b"a text\n"));
+        disk[512..520].copy_from_slice(b"EFI PART");
+        assert!(says(&disk) && !says(&disk[..4000]));
+        disk.fill(0);
+        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+        assert!(says(&disk));
     }
 
     #[test]

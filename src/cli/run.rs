@@ -237,6 +237,12 @@ pub(super) fn failure(error: &VmError) -> Failure {
             told.status(Status::Usage)
         }
         VmError::Qemu(_) => told.hint(OTHER_QEMU),
+        VmError::Paused { .. } if error.is_host_disk() => {
+            told.hint("what the guest writes is kept in the store meanwhile: `kiln gc` frees room there, `--store DIR` names another place")
+        }
+        VmError::Ended { ending, .. } if ending.reason.is_none() => {
+            told.hint("it was QEMU that ended, not the guest: was it killed for want of memory? (`dmesg` says)")
+        }
         VmError::Paused { .. } => told.hint("`--accel emulation` needs no KVM"),
         VmError::Timeout { .. } => told.hint("without `--ssh` you see the whole console"),
         _ => told,

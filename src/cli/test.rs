@@ -1,5 +1,6 @@
 //! `kiln test`: boots the exact bytes of an image, checks them, and reports.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -10,14 +11,15 @@ use super::report::{Failure, Status};
 use super::run::{AccelArg, DiskArg, FirmwareArg, is_profile, qemu_of};
 use super::session::ProfileArgs;
 use crate::arch::Arch;
-use crate::bake::{BakeError, Session, Subject, TestRequest, Tested, boots_under, digest_of};
+use crate::bake::{BakeError, Session, Subject, TestRequest, Tested, boots_under, digest_of, is_disk};
 use crate::check::plan::{Boots, Bus, Only};
 use crate::check::report::{CheckResult, MachineReport, Report, Verdict};
 use crate::check::{Plan, Platform};
-use crate::host::fs::write_atomically;
+use crate::host::fs::{FileError, write_atomically};
 use crate::system::Firmware;
 use crate::units::Bytes;
 use crate::vm::Qemu;
+use crate::vm::machine::shell_line;
 use crate::vm::smoke::Listener;
 
 /// Arguments of `kiln test`.
@@ -55,7 +57,7 @@ pub struct Args {
     /// Make the checks of EC2 lookalikes over SSH, as their users log in, instead of over a channel of our own
     #[arg(long)]
     over_ssh: bool,
-    /// Only print the machines and their checks
+    /// Only print the machines, their checks, and QEMU's command lines
     #[arg(long)]
     dry_run: bool,
 }
@@ -113,7 +115,7 @@ fn failed(report: &Report, folder: &Path) -> Failure {
         None => {
             let wrong = report.statics.iter().find(|c| c.verdict == Verdict::Failed);
             let wrong = wrong.map(|c| format!("{}: {}", c.name, c.detail)).unwrap_or_default();
-            format!("{} can't boot as it is: {wrong}", report.name)
+            format!("{} fails before it is booted: {wrong}", report.name)
         }
     };
     let hint = match first {
@@ -166,16 +168,20 @@ fn of_profile(args: &Args, cx: &Context, teller: &Teller<'_>) -> Result<Option<(
         let locked = session.locked(session.evaluate(&request)?)?;
         let tree = session.tree(&locked)?;
         let disk = session.disk(&locked, &tree)?;
-        if args.dry_run {
-            let mut plan = session.test_plan(&locked, &tree, &disk)?;
-            plan.keep(args.only());
-            print_plan(&plan, cx)?;
-            return Ok(None);
-        }
         let qemu =
             args.qemu.as_ref().map(|_| qemu_of(args.qemu.as_deref(), None, session.store)).transpose()?;
         let folder = args.folder(&locked.profile.system().name);
-        let tested = session.test(&locked, &tree, &disk, &args.request(qemu, folder.clone()), teller)?;
+        let request = args.request(qemu, folder.clone());
+        if args.dry_run {
+            let mut plan = session.test_plan(&locked, &tree, &disk)?;
+            plan.keep(args.only());
+            let qemu = session.test_qemu(&locked, &request)?;
+            let subject = Subject::baked(&locked, &disk);
+            print_plan(&plan, &session.test_command_lines(&subject, &plan, &qemu, &request)?, cx)?;
+            return Ok(None);
+        }
+        can_be_written(&folder)?;
+        let tested = session.test(&locked, &tree, &disk, &request, teller)?;
         Ok(Some((tested, folder)))
     })
 }
@@ -184,6 +190,10 @@ fn of_profile(args: &Args, cx: &Context, teller: &Teller<'_>) -> Result<Option<(
 fn of_image(args: &Args, cx: &Context, teller: &Teller<'_>) -> Result<Option<(Tested, PathBuf)>, Failure> {
     let path = &args.target.profile;
     let image = crate::vm::disk::Image::open(path).map_err(|e| super::run::failure(&e.into()))?;
+    if !is_disk(path)? {
+        let why = "neither an MBR nor a GUID partition table is at its beginning";
+        return Err(Failure::usage("no-image", format!("{}: no disk image: {why}", path.display())));
+    }
     let platform = match args.platform {
         Some(PlatformArg::Ec2) => Platform::Ec2,
         _ => Platform::Plain,
@@ -195,10 +205,6 @@ fn of_image(args: &Args, cx: &Context, teller: &Teller<'_>) -> Result<Option<(Te
     };
     let mut plan = Plan::of_image(firmware, platform);
     plan.keep(args.only());
-    if args.dry_run {
-        print_plan(&plan, cx)?;
-        return Ok(None);
-    }
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let folder = args.folder(&name);
     args.target.in_session(cx, |session: &Session<'_>| {
@@ -208,24 +214,45 @@ fn of_image(args: &Args, cx: &Context, teller: &Teller<'_>) -> Result<Option<(Te
         let qemu = qemu_of(args.qemu.as_deref(), None, session.store)?;
         let found = || Ok(qemu.clone());
         let request = args.request(args.qemu.as_ref().map(|_| qemu.clone()), folder.clone());
+        if args.dry_run {
+            print_plan(&plan, &session.test_command_lines(&subject, &plan, &qemu, &request)?, cx)?;
+            return Ok(None);
+        }
+        can_be_written(&folder)?;
         let tested = session.tested(&subject, &plan, None, &found, &request, teller)?;
         Ok(Some((tested, folder)))
     })
 }
 
-fn print_plan(plan: &Plan, cx: &Context) -> Result<(), Failure> {
-    cx.print(plan, || {
+/// Prints the machines, their checks, and QEMU's command line for each.
+fn print_plan(plan: &Plan, lines: &[Vec<OsString>], cx: &Context) -> Result<(), Failure> {
+    let mut shown = serde_json::to_value(plan).map_err(|e| Failure::new("json", e.to_string()))?;
+    for (machine, argv) in shown["machines"].as_array_mut().into_iter().flatten().zip(lines) {
+        machine["argv"] = argv.iter().map(|word| word.to_string_lossy()).collect();
+    }
+    cx.print(&shown, || {
         let mut text = String::new();
-        for machine in &plan.machines {
+        for (machine, argv) in plan.machines.iter().zip(lines) {
             let reboot =
                 machine.reboot.as_deref().map(|n| format!(", then a reboot ({n})")).unwrap_or_default();
             let _ = writeln!(text, "{}: {} checks{reboot}", machine.name, machine.checks.len());
             for check in &machine.checks {
                 let _ = writeln!(text, "    {:10} {}", check.what.kind(), check.name);
             }
+            let _ = writeln!(text, "    {}", shell_line(argv));
         }
         text
     })
+}
+
+/// Finds out before hours of testing whether the reports can be written afterwards.
+fn can_be_written(folder: &Path) -> Result<(), Failure> {
+    let wrong = |error| {
+        let error = FileError { what: "can't write into", path: folder.to_owned(), source: error };
+        Failure::of("file", &error).hint("`-o DIR` names the folder for the reports").status(Status::Usage)
+    };
+    std::fs::create_dir_all(folder).map_err(wrong)?;
+    tempfile::Builder::new().prefix(".kiln-").tempfile_in(folder).map(drop).map_err(wrong)
 }
 
 /// Writes the reports into `folder`: as JSON, as JUnit's XML, and as a page.

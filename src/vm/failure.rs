@@ -183,7 +183,7 @@ pub enum VmError {
         tail: Vec<String>,
     },
     /// QEMU paused the machine by itself: the accelerator broke, or the overlay's disk is full.
-    #[error("QEMU stopped the machine: {status}")]
+    #[error("QEMU stopped the machine: {status}{}", explained(status))]
     Paused {
         /// QEMU's run state: `internal-error`, `io-error`, ….
         status: String,
@@ -209,6 +209,22 @@ impl VmError {
     #[must_use]
     pub fn is_accelerator(&self) -> bool {
         matches!(self, VmError::Paused { status } if status == "internal-error")
+    }
+
+    /// Whether the host could not read or write for the machine's disk.
+    #[must_use]
+    pub fn is_host_disk(&self) -> bool {
+        matches!(self, VmError::Paused { status } if status == DISK_FAILED)
+    }
+}
+
+/// QEMU's word for a disk whose file the host could not read or write.
+pub(super) const DISK_FAILED: &str = "io-error";
+
+fn explained(status: &str) -> &'static str {
+    match status {
+        DISK_FAILED => ", the host could not read or write the file of its disk: it is full, or broken",
+        _ => "",
     }
 }
 

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::console::{Console, Line};
-use super::failure::{BootFailure, Ending, VmError, named};
+use super::failure::{BootFailure, DISK_FAILED, Ending, VmError, named};
 use super::machine::{Machine, Network};
 use super::netns::Namespace;
 use super::prepare::Prepared;
@@ -304,6 +304,23 @@ impl Vm {
         self.execute("screendump", &json!({ "filename": path, "format": "png" })).map(|_| ())
     }
 
+    /// Fails when the host could not read or write for a disk. QEMU pauses some machines then; others are told of an error
+    /// by their disk, which looks as if the image were at fault.
+    ///
+    /// # Errors
+    /// [`VmError::Paused`], as for those that QEMU pauses.
+    pub fn check_disks(&self) -> Result<(), VmError> {
+        let Ok(answer) = self.execute("query-blockstats", &Value::Null) else { return Ok(()) };
+        let failed = |disk: &Value| {
+            let count = |name: &str| disk["stats"][name].as_u64().unwrap_or_default();
+            count("failed_rd_operations") + count("failed_wr_operations") + count("failed_flush_operations")
+        };
+        match answer.as_array().is_some_and(|disks| disks.iter().any(|disk| failed(disk) > 0)) {
+            true => Err(VmError::Paused { status: DISK_FAILED.to_owned() }),
+            false => Ok(()),
+        }
+    }
+
     /// Types into the serial console.
     ///
     /// # Errors
@@ -441,7 +458,7 @@ impl Vm {
         let Ok(answer) = self.execute("query-status", &Value::Null) else { return Ok(()) };
         let status = answer["status"].as_str().unwrap_or_default();
         match status {
-            "internal-error" | "io-error" => Err(VmError::Paused { status: status.to_owned() }),
+            "internal-error" | DISK_FAILED => Err(VmError::Paused { status: status.to_owned() }),
             _ => {
                 self.shared.lock().paused = false;
                 Ok(())

@@ -7,11 +7,15 @@ use super::config::{Entry, HEAD, Kernel};
 use super::volume::{Files, Volume, device_number, hides};
 use super::{Expect, Finding, failed, passed, skipped};
 use crate::arch::Arch;
+use crate::check::report::Verdict;
 use crate::units::Bytes;
 
 /// What is read of a program: its headers, and the name of its dynamic loader, which stands right behind them.
 const PROGRAM_HEAD: usize = 64 << 10;
 const NO_ENTRY: &str = "there is no boot configuration that would say it";
+/// Why another init system than systemd is refused.
+const ASKED: &str =
+    "Kiln asks its questions inside a system through systemd (252 or later); install systemd-sysv";
 const NO_ROOT: &str = "there is no root file system that can be read";
 
 /// The type of the root's partition by which systemd finds it (Discoverable Partitions Specification).
@@ -225,9 +229,26 @@ pub(super) fn init(root: Option<&Volume>, entry: Option<&Entry>, expect: &Expect
         if !root.exists(interpreter) {
             return failed(format!("{path} is a script for {interpreter}, which is missing"));
         }
+        // The first process stays the first only by becoming the init system itself.
+        if !head.windows(4).any(|word| word == b"exec") {
+            return failed(format!("{path} is a script for {interpreter} that starts no systemd: {ASKED}"));
+        }
         return passed(format!("{path}, a script for {interpreter}"));
     }
-    program(root, path, &head, expect)
+    let program = program(root, path, &head, expect);
+    if program.verdict == Verdict::Passed && is_another(root, path) {
+        return failed(format!("{path} is not systemd: {ASKED}"));
+    }
+    program
+}
+
+/// Whether a program is another init system than the systemd of the places where distributions have it.
+fn is_another(root: &Volume, path: &str) -> bool {
+    let program = |path: &str| root.head(path, PROGRAM_HEAD).ok().flatten();
+    let places = ["usr/lib/systemd/systemd", "lib/systemd/systemd"];
+    let elsewhere = root.exists("nix/store") || root.exists("gnu/store");
+    let found = program(path);
+    !elsewhere && found.is_some() && places.iter().all(|place| program(place) != found)
 }
 
 fn program(root: &Volume, path: &str, head: &[u8], expect: &Expect) -> Finding {

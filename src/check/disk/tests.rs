@@ -291,6 +291,17 @@ fn each_breakage_is_named() {
     add("no init", &|s| {
         s.links.remove("usr/sbin/init");
     });
+    add("another init system", &|s| {
+        s.links.remove("usr/sbin/init");
+        let mut other = elf(62, "/lib64/ld-linux-x86-64.so.2\0");
+        other.push(1);
+        s.root.insert("usr/sbin/init", other);
+    });
+    add("an init that starts no other", &|s| {
+        s.links.remove("usr/sbin/init");
+        s.root.insert("usr/bin/sh", elf(62, ""));
+        s.root.insert("usr/sbin/init", b"#!/usr/bin/sh\nwhile :; do sleep 1; done\n".to_vec());
+    });
     add("another machine's init", &|s| drop(s.root.insert("usr/lib/systemd/systemd", elf(183, ""))));
     add("no dynamic loader", &|s| drop(s.root.remove("usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")));
     add("no libc", &|s| drop(s.root.remove("usr/lib/x86_64-linux-gnu/libc.so.6")));

@@ -1,12 +1,12 @@
 //! What is kept of a machine that failed: the screen, the journal, the serial log, and the disk as it then was.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use super::{Job, SmokeError};
 use crate::check::plan::{Boots, Bus, MachinePlan};
 use crate::check::report::{Evidence, MachineReport};
-use crate::host::fs::{FileError, write_atomically};
+use crate::host::fs::{FileError, copy_sparse, set_mode_by_umask, write_atomically};
 use crate::vm::machine::shell_line;
 use crate::vm::{Channel, Vm};
 
@@ -38,8 +38,11 @@ pub(super) fn collect(
     write_atomically(&serial, report.console.as_bytes())?;
     evidence.files.push(("serial".to_owned(), serial));
     let picture = folder.join(format!("{name}.png"));
-    if vm.ending().is_none() && vm.screenshot(&picture).is_ok() {
-        evidence.screenshot = std::fs::read(&picture).unwrap_or_default();
+    // QEMU writes piece by piece: elsewhere, and only the whole picture gets its name.
+    let taken = job.scratch.join(format!("{name}.png"));
+    if vm.ending().is_none() && vm.screenshot(&taken).is_ok() {
+        evidence.screenshot = std::fs::read(&taken).unwrap_or_default();
+        write_atomically(&picture, &evidence.screenshot)?;
         evidence.files.push(("screenshot".to_owned(), picture));
     }
     if report.boot_seconds.is_some() && vm.ending().is_none() {
@@ -85,16 +88,18 @@ fn enter(job: &Job<'_>, plan: &MachinePlan, overlay: &Path) -> String {
     shell_line(&words)
 }
 
-/// Moves a file, to another file system if need be.
+/// Moves a file, to another file system if need be: a copy gets its name when it is whole.
 fn move_file(from: &Path, to: &Path) -> Result<(), FileError> {
     if std::fs::rename(from, to).is_ok() {
         return Ok(());
     }
-    let unfinished: PathBuf = to.with_extension("unfinished");
+    let wrong = || FileError::at("can't write", to);
+    let folder = to.parent().unwrap_or(Path::new("."));
     let source = std::fs::File::open(from).map_err(FileError::at("can't read", from))?;
-    let target = std::fs::File::create(&unfinished).map_err(FileError::at("can't write", &unfinished))?;
-    crate::host::fs::copy_sparse(&source, &target).map_err(FileError::at("can't write", &unfinished))?;
-    std::fs::rename(&unfinished, to).map_err(FileError::at("can't write", to))?;
+    let copy = tempfile::Builder::new().prefix(".kiln-").tempfile_in(folder).map_err(wrong())?;
+    copy_sparse(&source, copy.as_file()).map_err(wrong())?;
+    set_mode_by_umask(copy.as_file()).map_err(wrong())?;
+    copy.persist(to).map_err(|e| wrong()(e.error))?;
     let _ = std::fs::remove_file(from);
     Ok(())
 }

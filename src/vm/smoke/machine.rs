@@ -1,5 +1,6 @@
 //! One machine: booted, checked, perhaps rebooted and checked again, and switched off.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -39,7 +40,11 @@ pub(super) fn run(
     let vm = prepared.start(None)?;
     let factor = if choice.accel == Accel::Kvm { 1 } else { EMULATION_FACTOR };
     let mut session = Session { job, plan, listener, vm: &vm, key: key.as_ref(), factor, report };
-    let ended = session.whole();
+    let ended = match session.whole() {
+        Err(VmError::Interrupted(e)) => Err(e.into()),
+        // Whatever the guest made of it: a disk that the host failed is not the image's fault.
+        ended => vm.check_disks().and(ended),
+    };
     let Session { mut report, .. } = session;
     let mut failure = match ended {
         Ok(()) => None,
@@ -62,6 +67,18 @@ pub(super) fn run(
     report.seconds = began.elapsed().as_secs_f64();
     listener.done(&report);
     Ok(report)
+}
+
+/// QEMU's command line for a machine, as [`run`] would start it.
+pub(super) fn command_line(
+    job: &Job<'_>,
+    plan: &MachinePlan,
+    choice: &Choice,
+) -> Result<Vec<OsString>, SmokeError> {
+    let overlay = overlay(job, plan);
+    let prepared = prepare(setup(job, plan, choice, overlay.clone(), None))?;
+    let _ = std::fs::remove_file(&overlay);
+    Ok(prepared.argv())
 }
 
 /// The report of a machine that was not booted, because the disk can't be.

@@ -16,6 +16,7 @@ mod settle;
 mod timeline;
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -158,6 +159,16 @@ pub fn run(job: &Job<'_>, listener: &dyn Listener, now: i64) -> Result<Report, S
         began: now,
         seconds: began.elapsed().as_secs_f64(),
     })
+}
+
+/// QEMU's command line for each machine of the plan, in its order. Nothing is started but what tries the accelerator; the
+/// files that the lines name are in the scratch folder.
+///
+/// # Errors
+/// As [`run`].
+pub fn command_lines(job: &Job<'_>) -> Result<Vec<Vec<OsString>>, SmokeError> {
+    let choice = probe::choose(job.qemu, job.wish, job.scratch, job.kiln.as_deref())?;
+    job.plan.machines.iter().map(|plan| machine::command_line(job, plan, &choice)).collect()
 }
 
 /// Runs all machines, some at once, and reports in the order of the plan.

@@ -1,16 +1,22 @@
 //! From an error of a machine to the image's failure by its name, or to the error that it is.
 
+use std::time::Duration;
+
 use super::SmokeError;
 use crate::check::Check;
 use crate::check::report::{CheckResult, MachineFailure, Verdict};
 use crate::vm::failure::{BootFailure, Ending};
 use crate::vm::{Vm, VmError};
 
+/// Between the end of a way into the machine and the end of the machine.
+const LAST_WORD: Duration = Duration::from_secs(2);
+
 /// The failure that an error tells of the image.
 ///
 /// # Errors
 /// The error itself, when it is not the image's: QEMU can't be run, a file can't be written, Ctrl-C.
 pub(super) fn named_failure(error: VmError, vm: &Vm) -> Result<MachineFailure, SmokeError> {
+    let error = explained(error, vm);
     let now = vm.age().as_secs_f64();
     let failure = |kind: &str, message: String, hint: &str, at: f64| MachineFailure {
         kind: kind.to_owned(),
@@ -43,6 +49,20 @@ pub(super) fn named_failure(error: VmError, vm: &Vm) -> Result<MachineFailure, S
             now,
         )),
         other => Err(other.into()),
+    }
+}
+
+/// A way that broke because the machine at its other end did: that end is the error.
+fn explained(error: VmError, vm: &Vm) -> VmError {
+    let what = match &error {
+        VmError::Channel(why) => why.clone(),
+        VmError::Monitor { command, .. } => format!("the answer to {command}"),
+        _ => return error,
+    };
+    match vm.wait_for_end(LAST_WORD) {
+        Ok(ending) => VmError::Ended { what, ending, tail: vm.tail() },
+        Err(VmError::Timeout { .. }) => error,
+        Err(other) => other,
     }
 }
 
