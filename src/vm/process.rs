@@ -40,6 +40,14 @@ const TICK: Duration = Duration::from_millis(50);
 const ANSWER: Duration = Duration::from_secs(30);
 /// A boot loader speaks within this of being started, under emulation on a busy host.
 const BOOT_CODE: Duration = Duration::from_secs(20);
+/// A console that says nothing for so long may be waiting at a prompt that only the screen shows.
+const SILENCE: Duration = Duration::from_secs(6);
+/// Between two looks at the screen.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
+/// Where VGA's text mode keeps its characters, two bytes each, and how many there are.
+const TEXT_MEMORY: u64 = 0xb8000;
+const TEXT_COLUMNS: usize = 80;
+const TEXT_ROWS: usize = 25;
 /// How many of the console's lines an error shows.
 const TAIL: usize = 15;
 /// How much of QEMU's standard error is kept.
@@ -57,9 +65,10 @@ pub struct Vm {
     pid: Pid,
     read_lines: Mutex<usize>,
     ports: Mutex<u32>,
+    looked: Mutex<Duration>,
     namespace: Option<Namespace>,
     // Goes away last, when nothing uses its files any more.
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 #[derive(Default)]
@@ -177,8 +186,9 @@ impl Prepared {
             pid: Pid::from_raw(pid as i32),
             read_lines: Mutex::new(0),
             ports: Mutex::new(0),
+            looked: Mutex::new(Duration::ZERO),
             namespace,
-            _folder: self.folder,
+            folder: self.folder,
         };
         vm.send("qmp_capabilities", &Value::Null, None)?;
         Ok(vm)
@@ -261,7 +271,7 @@ impl Vm {
     /// # Errors
     /// [`VmError::Boot`] with [`BootFailure::Hang`] or [`BootFailure::NoBootCode`].
     pub fn check_pulse(&self, limit: Duration) -> Result<(), VmError> {
-        self.check_boot_code()?;
+        self.check_screen()?;
         let idle = self.shared.lock().pulse.idle_since();
         match idle {
             Some(since) if self.age().saturating_sub(since) > limit => {
@@ -273,27 +283,68 @@ impl Vm {
         }
     }
 
-    /// SeaBIOS says what it starts. Every boot loader says something soon; code that is none runs through empty memory.
-    fn check_boot_code(&self) -> Result<(), VmError> {
+    /// A console that is silent for a while is not all there is: boot loaders under BIOS write to the screen, and so does a
+    /// system without a console on the serial port. Boot code that shows nothing anywhere runs through empty memory.
+    fn check_screen(&self) -> Result<(), VmError> {
         let state = self.shared.lock();
         let spoken = state.console.since(state.console.count().saturating_sub(8));
-        let Some(last) = spoken.filter(|line| !line.text.trim().is_empty()).last().cloned() else {
-            return Ok(());
-        };
-        let silent = state.console.partial().trim().is_empty();
+        let last = spoken.filter(|line| !line.text.trim().is_empty()).last().cloned();
         drop(state);
-        let stuck = silent
-            && last.text.starts_with("Booting from ")
-            && self.age().saturating_sub(last.at) > BOOT_CODE;
-        if !stuck {
+        let (at, text) = last.map_or_else(Default::default, |line| (line.at, line.text));
+        let silent = self.age().saturating_sub(at);
+        if silent < SILENCE || !self.time_to_look() {
             return Ok(());
         }
-        Err(VmError::Boot {
-            failure: BootFailure::NoBootCode,
-            line: last.text,
-            at: last.at,
-            tail: self.tail(),
-        })
+        let screen = self.screen_text();
+        for line in &screen {
+            // A prompt ends with a blank, which a screen is full of.
+            if let Some(failure) = named(&format!("{line} ")) {
+                let line = line.trim().to_owned();
+                return Err(VmError::Boot { failure, line, at: self.age(), tail: screen });
+            }
+        }
+        let stuck = text.starts_with("Booting from ")
+            && silent > BOOT_CODE
+            && !screen.iter().any(|l| l.contains("GRUB"));
+        if stuck {
+            return Err(VmError::Boot {
+                failure: BootFailure::NoBootCode,
+                line: text,
+                at,
+                tail: self.tail(),
+            });
+        }
+        Ok(())
+    }
+
+    fn time_to_look(&self) -> bool {
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = self.age().saturating_sub(*looked) > LOOK_EVERY;
+        if due {
+            *looked = self.age();
+        }
+        due
+    }
+
+    /// The lines of a screen in VGA's text mode, the empty ones left out; nothing under UEFI, which has no such mode.
+    #[must_use]
+    pub fn screen_text(&self) -> Vec<String> {
+        if !self.machine.screen || self.machine.flash.is_some() {
+            return Vec::new();
+        }
+        let file = self.folder.path().join("screen.text");
+        let area = json!({ "val": TEXT_MEMORY, "size": TEXT_COLUMNS * TEXT_ROWS * 2, "filename": file });
+        let bytes = match self.execute("pmemsave", &area) {
+            Ok(_) => std::fs::read(&file).unwrap_or_default(),
+            Err(_) => return Vec::new(),
+        };
+        let rows = bytes.chunks(TEXT_COLUMNS * 2).map(|row| {
+            // Each character is followed by its colours.
+            let letters =
+                row.iter().step_by(2).map(|&b| if b.is_ascii_graphic() { char::from(b) } else { ' ' });
+            letters.collect::<String>().trim_end().to_owned()
+        });
+        rows.filter(|row| !row.is_empty()).collect()
     }
 
     /// Writes what the screen shows to a new PNG file; the machine must have one ([`Machine::screen`]).
