@@ -37,3 +37,15 @@ fn bookworm_boots_and_grows() {
         assert!(size > 2 * GIB, "the root has only {size} bytes");
     });
 }
+
+/// The channel into the machine is made of what systemd 252 knows already.
+#[test]
+fn bookworm_passes_its_tests() {
+    let folder = folder_in("/var/tmp");
+    let profile = folder.path().join("bookworm.ncl");
+    fs::write(&profile, PROFILE).expect("a profile");
+    let mut command = Command::new(KILN);
+    command.arg("--store").arg(shared_store()).arg("test").arg(&profile);
+    command.args(["--firmware", "bios", "--disk", "virtio", "-o"]).arg(folder.path().join("reports"));
+    finished(command);
+}

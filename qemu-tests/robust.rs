@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::bake::folder_in;
 use crate::machine::{self, KILN};
 
 /// Whatever needs no machine is done within this, on a busy host.
@@ -27,7 +28,7 @@ struct Place {
 
 impl Place {
     fn new() -> Place {
-        Place { folder: tempfile::tempdir().expect("a folder") }
+        Place { folder: folder_in("/var/tmp") }
     }
 
     fn store(&self) -> PathBuf {

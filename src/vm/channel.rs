@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::agent::{Talk, script};
 use super::credentials::Credential;
-use super::failure::VmError;
+use super::failure::{BootFailure, VmError};
 use super::guest::{Guest, Output, Settled};
 use super::machine::PORTS_BUS;
 use super::process::Vm;
@@ -32,6 +32,9 @@ const RULE_READ: Duration = Duration::from_secs(1);
 const REPLUG: Duration = Duration::from_secs(5);
 /// The same once early boot is done: then the agent should only be given time.
 const AGENT_START: Duration = Duration::from_secs(15);
+/// A system that asks who logs in has started all that it starts early: an agent that isn't there after so long never comes,
+/// even in an emulated machine on a busy host.
+const AGENT_LIMIT: Duration = Duration::from_secs(120);
 /// A guest that neither speaks nor uses its processors for so long hangs. Longer than systemd's own default for a start
 /// (90 s), which ends in a failed unit or in emergency mode and is told as such.
 pub const HANG: Duration = Duration::from_secs(100);
@@ -117,7 +120,7 @@ impl<'a> Channel<'a> {
     /// Waits for the agent, looking at the console from line `lines` on; the first port comes after `first`.
     fn wait(vm: &'a Vm, mut lines: usize, first: Duration, limit: Duration) -> Result<Channel<'a>, VmError> {
         const WHAT: &str = "answer of the agent in the guest";
-        let (begun, mut done) = (Instant::now(), false);
+        let (begun, mut done, mut asks) = (Instant::now(), false, None);
         let mut next = begun + first;
         let mut pause = REPLUG;
         let mut plugged: Option<Channel<'a>> = None;
@@ -128,10 +131,24 @@ impl<'a> Channel<'a> {
                 if !done && news.iter().any(|line| early_boot_is_done(line)) {
                     (done, next, pause) = (true, Instant::now() + RULE_READ, AGENT_START);
                 }
+                if let Some(line) = news.into_iter().find(|line| asks_who_logs_in(line)) {
+                    asks.get_or_insert((Instant::now(), vm.age(), line));
+                }
                 match plugged.as_mut().map(|channel| channel.talk.greeted()).transpose()? {
                     Some(true) => return plugged.ok_or_else(|| VmError::Channel(WHAT.to_owned())),
                     Some(false) => {}
                     None => std::thread::sleep(TICK),
+                }
+                if let Some((since, at, line)) =
+                    asks.as_ref().filter(|(since, ..)| since.elapsed() > AGENT_LIMIT)
+                {
+                    let line = format!("`{}` was there for {} s", line.trim(), since.elapsed().as_secs());
+                    return Err(VmError::Boot {
+                        failure: BootFailure::NoAgent,
+                        line,
+                        at: *at,
+                        tail: vm.tail(),
+                    });
                 }
                 if begun.elapsed() > limit {
                     return Err(VmError::Timeout { what: WHAT.to_owned(), limit, tail: vm.tail() });
@@ -191,7 +208,11 @@ impl Guest for Channel<'_> {
 fn early_boot_is_done(line: &str) -> bool {
     line.contains("Reached target") && line.contains("ystem Initialization")
         || line.contains("Reached target sysinit.target")
-        || line.ends_with("login: ")
+        || asks_who_logs_in(line)
+}
+
+fn asks_who_logs_in(line: &str) -> bool {
+    line.ends_with("login: ")
 }
 
 #[cfg(test)]

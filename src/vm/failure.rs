@@ -36,6 +36,8 @@ pub enum BootFailure {
     RebootLoop,
     /// Nothing moves any more: no processor time, no word on the console.
     Hang,
+    /// The system is up, but nothing in it started the agent.
+    NoAgent,
     /// The kernel killed a program because there was no memory left.
     OutOfMemory,
 }
@@ -54,6 +56,7 @@ impl fmt::Display for BootFailure {
             BootFailure::LoaderReset => "the boot loader found nothing to start and reset the machine",
             BootFailure::RebootLoop => "the system restarts itself again and again",
             BootFailure::Hang => "the system hangs",
+            BootFailure::NoAgent => "the system came up, but did not start what answers Kiln",
             BootFailure::OutOfMemory => "the guest ran out of memory",
         })
     }

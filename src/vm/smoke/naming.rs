@@ -89,6 +89,7 @@ fn kind(failure: BootFailure) -> &'static str {
         BootFailure::LoaderReset => "no-boot-entry",
         BootFailure::RebootLoop => "reboot-loop",
         BootFailure::Hang => "hang",
+        BootFailure::NoAgent => "no-agent",
         BootFailure::OutOfMemory => "out-of-memory",
     }
 }
@@ -126,6 +127,9 @@ fn hint(failure: BootFailure, line: &str) -> &'static str {
         BootFailure::RebootLoop => "the serial log shows the last lines before each restart",
         BootFailure::Hang => {
             "the unit that is waited for has no limit of its own: give it TimeoutStartSec=, or look at what it waits for"
+        }
+        BootFailure::NoAgent => {
+            "systemd 252 or newer starts it from a credential: is this one older, another init system, or is systemd-tmpfiles or udev switched off?"
         }
         BootFailure::OutOfMemory => {
             "give the machine more memory (`test.memory`), or the image less to do at boot"
