@@ -156,6 +156,7 @@ fn under_bios_it_is_launched_restarted_and_alone() {
 }
 
 #[test]
+#[ignore = "minutes of what the smoke tests show as well; run by name"]
 fn under_uefi_it_is_another_one_from_the_same_image() {
     let key =
         Key::generate(&machine::qemu(), &machine::cache().join("scratch")).unwrap_or_else(|e| panic!("{e}"));

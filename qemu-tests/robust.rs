@@ -221,6 +221,7 @@ fn a_full_disk_is_not_the_images_fault_on_virtio() {
 
 /// An NVMe disk tells the guest of an error, so that only the guest would seem to fail.
 #[test]
+#[ignore = "minutes for the same on another bus; run by name"]
 fn a_full_disk_is_not_the_images_fault_on_nvme() {
     full_disk("nvme");
 }

@@ -274,8 +274,33 @@ fn wrong_profiles_are_explained() {
         let error = String::from_utf8(output.stderr).unwrap().replace(folder.to_str().unwrap(), "[FOLDER]");
         assert_eq!(output.status.code(), Some(2), "{name}: {error}");
         assert!(!error.contains("panic"), "{name}: {error}");
-        settings.bind(|| insta::assert_snapshot!(name.replace('.', "-"), error));
+        settings.bind(|| insta::assert_snapshot!(name.replace('.', "-"), without_our_lines(&error)));
     }
+}
+
+/// Numbers of lines in Kiln's own modules are left out: they move whenever something is added there. The margin's width
+/// follows the longest number.
+fn without_our_lines(error: &str) -> String {
+    let (mut own, mut text) = (false, String::new());
+    for line in error.lines() {
+        let Some(at) = line
+            .find(['│', '┌', '='])
+            .filter(|at| line[..*at].chars().all(|c| c == ' ' || c.is_ascii_digit()))
+        else {
+            text += &format!("{line}\n");
+            continue;
+        };
+        let (margin, rest) = line.split_at(at);
+        if let Some(place) = rest.strip_prefix("┌─ ") {
+            own = place.starts_with("kiln/");
+            let shown = if own { place.split(':').next().unwrap_or_default() } else { place };
+            text += &format!("    ┌─ {shown}\n");
+        } else {
+            let number = if own { "" } else { margin.trim() };
+            text += &format!("{number:>3} {rest}\n");
+        }
+    }
+    text
 }
 
 mod any_text {

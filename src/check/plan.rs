@@ -174,7 +174,15 @@ impl Plan {
         for check in checks.instances {
             plan.add_instance(check);
         }
+        plan.once_only();
         plan
+    }
+
+    /// What says the same on every machine, and takes its time, is asked on the first only.
+    fn once_only(&mut self) {
+        for machine in self.machines.iter_mut().skip(1) {
+            machine.checks.retain(|check| !matches!(check.what, What::Packages { .. }));
+        }
     }
 
     /// The plan for an image of which nothing is known but what it boots under.
@@ -195,6 +203,7 @@ impl Plan {
             Platform::Plain => plan.add_plain(&[Bus::Virtio, Bus::Nvme], &checks),
             Platform::Ec2 => plan.add_ec2(&checks, true),
         }
+        plan.once_only();
         plan
     }
 
@@ -256,9 +265,11 @@ impl Plan {
         });
     }
 
-    /// Leaves out the machines that are not wanted. A reboot moves to the first that is left.
+    /// Leaves out the machines that are not wanted. What is done on one machine only moves to the first that is left.
     pub fn keep(&mut self, only: Only) {
         let reboot = self.machines.iter().find_map(|m| m.reboot.clone());
+        let is_packages = |check: &&Check| matches!(check.what, What::Packages { .. });
+        let packages = self.machines.iter().find_map(|m| m.checks.iter().find(is_packages).cloned());
         self.machines.retain(|m| {
             only.platform.is_none_or(|p| p == m.platform)
                 && only.firmware.is_none_or(|f| f == m.firmware)
@@ -266,6 +277,12 @@ impl Plan {
         });
         if let (Some(first), Some(name)) = (self.machines.first_mut(), reboot) {
             first.reboot = Some(name);
+        }
+        let whole = self.machines.iter_mut().find(|m| m.user_data.is_none());
+        if let (Some(machine), Some(check)) = (whole, packages)
+            && !machine.checks.contains(&check)
+        {
+            machine.checks.push(check);
         }
     }
 
@@ -325,6 +342,7 @@ mod tests {
         system.test.platforms = Platforms { plain: true, ec2: true };
         system.test.disks = Disks { virtio: true, nvme: true };
         system.test.derived.mounts = true;
+        system.test.derived.packages = true;
         system.disk.grow = true;
         system
     }
@@ -355,10 +373,15 @@ mod tests {
         assert_eq!(plan.disk_size, Some(Bytes(8 * GIB)));
         assert_eq!(plan.machines[0].reboot.as_deref(), Some("survives"));
         assert!(plan.machines[0].checks.iter().any(|c| c.name == "the root has grown"));
+        let verified = |plan: &Plan| -> Vec<bool> {
+            plan.machines.iter().map(|m| m.checks.iter().any(|c| c.name == "packages")).collect()
+        };
+        assert_eq!(verified(&plan), [true, false, false, false, false, false, false]);
         let all = plan.digest();
         plan.keep(Only { firmware: Some(Boots::Ovmf), platform: Some(Platform::Plain), disk: None });
         assert_eq!(names(&plan), ["ovmf-virtio", "ovmf-nvme"]);
         assert_eq!(plan.machines[0].reboot.as_deref(), Some("survives"));
+        assert_eq!(verified(&plan), [true, false]);
         assert_ne!(plan.digest(), all);
     }
 
