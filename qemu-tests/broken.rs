@@ -102,11 +102,12 @@ fn port_of_nginx_that_is_taken() {
 
 #[test]
 fn check_that_fails() {
-    let profile = "test.checks.wrong = { command = \"echo no\", output = \"^yes$\" }";
+    let profile = "test.checks.wrong = { command = \"echo no\", output = \"^yes$\", retry = 1 }";
     let report = by_profile("minimal", profile, &Named::under_bios("check-failed", "wrong"));
     let checks = report["machines"][0]["checks"].as_array().expect("checks");
     let wrong = checks.iter().find(|c| c["name"] == "wrong").expect("the check");
     assert_eq!((&wrong["verdict"], &wrong["output"]), (&"failed".into(), &"no".into()));
+    assert_eq!(wrong["tries"], 2);
 }
 
 #[test]

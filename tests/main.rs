@@ -3,6 +3,7 @@
 mod archives;
 mod docs;
 mod downloads;
+mod export;
 mod house;
 mod locks;
 mod mutated;

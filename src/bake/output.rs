@@ -185,6 +185,15 @@ impl Session<'_> {
             let size = fs::metadata(&target).map_err(FileError::at("can't read", &target))?.len();
             images.push(ImageFile { format, file, size, sha256: made.sha256 });
         }
+        for format in [Format::Raw, Format::Qcow2].into_iter().filter(|f| !request.formats.contains(f)) {
+            self.drop_stale(
+                disk,
+                &folder,
+                &format!("{}.{}", system.name, format.extension()),
+                format,
+                &mut stamps,
+            );
+        }
         write_json(&folder.join(STAMP), &stamps)?;
         let manifest = manifest(locked, disk, images, timings);
         write_json(&folder.join(MANIFEST), &manifest)?;
@@ -197,15 +206,43 @@ impl Session<'_> {
         Ok(Outputs { folder, manifest, changed })
     }
 
+    /// Removes another format's file from the output folder when it shows an earlier disk and nobody touched it since: an
+    /// old image beside a new one is soon published for it.
+    fn drop_stale(
+        &self,
+        disk: &BakedDisk,
+        folder: &Path,
+        file: &str,
+        format: Format,
+        stamps: &mut BTreeMap<String, Stamp>,
+    ) {
+        let current = match format {
+            Format::Raw => Some(disk.image.blocks),
+            Format::Qcow2 => {
+                self.store.lookup(&Self::export_inputs(disk, format)).and_then(|known| known.output("file"))
+            }
+        };
+        let Some(stamp) = stamps.get(file).filter(|stamp| Some(stamp.content) != current) else { return };
+        let path = folder.join(file);
+        if Stamp::of(&path, stamp.content).as_ref() == Some(stamp) && fs::remove_file(&path).is_ok() {
+            self.watch.say("removed", &format!("{}, of an earlier disk", path.display()));
+        }
+        stamps.remove(file);
+    }
+
+    fn export_inputs(disk: &BakedDisk, format: Format) -> Inputs {
+        Inputs::new(format.extension(), 1)
+            .with("code", env!("KILN_CODE_EXPORT"))
+            .with("disk", disk.image.blocks)
+    }
+
     /// The disk in one format, as a file of the store. The disk itself needs no step, unless its plain SHA-256 is asked for.
     fn made(&self, disk: &BakedDisk, format: Format, sha256: bool) -> Result<Made, BakeError> {
         let (path, content) = (disk.image.path.clone(), disk.image.blocks);
         if format == Format::Raw && !sha256 {
             return Ok(Made { path, content, sha256: None, step: None });
         }
-        let inputs = Inputs::new(format.extension(), 1)
-            .with("code", env!("KILN_CODE_EXPORT"))
-            .with("disk", disk.image.blocks);
+        let inputs = Self::export_inputs(disk, format);
         let result =
             self.store.step(&inputs, &self.waiting(format.extension()), || self.make(disk, format))?;
         let seconds = result.facts.get("seconds").and_then(serde_json::Value::as_f64);

@@ -16,7 +16,7 @@ use crate::digest::Digest;
 use crate::image::{self, WriteJob};
 use crate::layout::{self, Ids, Layout, LayoutRequest};
 use crate::rootfs::{self, ComposeContext, Composed, SandboxWork};
-use crate::sandbox::{self, CustomiseJob, DebFile, InstallJob, Installed, Script};
+use crate::sandbox::{self, CustomiseJob, DebFile, InstallJob, Installed, SandboxError, Script};
 use crate::store::{Inputs, StepResult, Store};
 use crate::system::Fetch;
 use crate::tree::{Content, Kind, Node, Tree, TreePath};
@@ -132,7 +132,8 @@ impl Session<'_> {
         let installed = std::thread::scope(|scope| {
             scope.spawn(|| self.tools(locked, ToolSet::Disk).ok());
             sandbox::install(&job, scratch.path(), &progress)
-        })?;
+        });
+        let installed = installed.map_err(|e| self.with_kept_log(e))?;
         let mut result = self.keep_tree(&installed.tree, &installed)?;
         let log =
             fs::read(&installed.log).map_err(crate::host::fs::FileError::at("can't read", &installed.log))?;
@@ -141,6 +142,18 @@ impl Session<'_> {
             result.facts.insert(format!("seconds {}", timing.phase), json!(timing.seconds));
         }
         Ok(result)
+    }
+
+    /// Keeps what a failed script printed, when its sandbox goes away: one log for each script, the last one.
+    fn with_kept_log(&self, error: SandboxError) -> SandboxError {
+        let SandboxError::Script { package, script, status, tail, log } = error else { return error };
+        let plain = |c: char| if c.is_ascii_alphanumeric() || ".+-".contains(c) { c } else { '-' };
+        let name: String = format!("{package}.{script}.log").chars().map(plain).collect();
+        let folder = self.store.root().join("logs");
+        let kept = folder.join(name);
+        let copied = fs::create_dir_all(&folder).and_then(|()| fs::copy(&log, &kept));
+        let log = if copied.is_ok() { kept } else { log };
+        SandboxError::Script { package, script, status, tail, log }
     }
 
     /// Reads the packs of a tree that is about to be used.
@@ -242,7 +255,8 @@ impl Session<'_> {
         let task = self.watch.task("running", "scripts in the tree", 0);
         let progress = |p: &sandbox::Progress| task.at(p.done, &format!("{} {}", p.phase, p.what));
         let job = CustomiseJob { epoch, scripts: scripts(work), wipe: false };
-        let installed = sandbox::customise(&tree, self.store, &job, scratch.path(), &progress)?;
+        let installed = sandbox::customise(&tree, self.store, &job, scratch.path(), &progress);
+        let installed = installed.map_err(|e| self.with_kept_log(e))?;
         if let Some(pack) = &installed.pack {
             self.store.adopt(&pack.path, &pack.digest)?;
         }

@@ -76,7 +76,7 @@ pub fn pattern(text: &str) -> Result<Regex, String> {
 }
 
 fn last_line(text: &str) -> &str {
-    text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default().trim()
+    text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default().trim().trim_start_matches("error: ")
 }
 
 /// The first line that isn't empty, cut to a readable length.

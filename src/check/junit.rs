@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use quick_junit::{NonSuccessKind, Property, Report as Document, TestCase, TestCaseStatus, TestSuite};
 
-use super::report::{CheckResult, MachineReport, Report, Verdict};
+use super::report::{CheckResult, MachineFailure, MachineReport, Report, Verdict};
 
 /// What is kept of a serial log's end: CI systems cut longer texts, at the wrong end.
 const LOG_BYTES: usize = 64 << 10;
@@ -52,7 +52,9 @@ fn suite(report: &Report, machine: &MachineReport) -> TestSuite {
 
 /// Whether the machine came up and stayed up, as a case: a failure before any check would else be no failure at all.
 fn boot(machine: &MachineReport, class: &str) -> TestCase {
-    let status = match &machine.failure {
+    // What failed on a machine that came up is a case of its own.
+    let boot = |failure: &&MachineFailure| failure.kind != "check-failed" && failure.kind != "failed-unit";
+    let status = match machine.failure.as_ref().filter(boot) {
         None => TestCaseStatus::success(),
         Some(failure) => {
             let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);

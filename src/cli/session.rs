@@ -102,6 +102,8 @@ impl From<BakeError> for Failure {
             BakeError::Archive(_) => Failure::of("archive", &error),
             BakeError::Fetch(_) => Failure::of("fetch", &error),
             BakeError::Offline { .. } => Failure::of("offline", &error).hint("run it once without --offline"),
+            BakeError::Sandbox(crate::sandbox::SandboxError::Script { .. }) => Failure::of("script", &error)
+                .hint("the log tells what it did before; nothing of the image is kept"),
             BakeError::Sandbox(_) => {
                 Failure::of("sandbox", &error).hint("`kiln doctor` says what this host allows")
             }

@@ -226,6 +226,9 @@ fn of_image(args: &Args, cx: &Context, teller: &Teller<'_>) -> Result<Option<(Te
 
 /// Prints the machines, their checks, and QEMU's command line for each.
 fn print_plan(plan: &Plan, lines: &[Vec<OsString>], cx: &Context) -> Result<(), Failure> {
+    if plan.machines.is_empty() {
+        return Err(BakeError::NoMachine("the profile or the options leave none".to_owned()).into());
+    }
     let mut shown = serde_json::to_value(plan).map_err(|e| Failure::new("json", e.to_string()))?;
     for (machine, argv) in shown["machines"].as_array_mut().into_iter().flatten().zip(lines) {
         machine["argv"] = argv.iter().map(|word| word.to_string_lossy()).collect();

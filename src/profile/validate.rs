@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::system::test::Check;
 use crate::system::{ExtraFs, Set, Sudo, System};
 use crate::units::{Bytes, MIB};
 
@@ -32,7 +33,33 @@ pub(super) fn validate(system: &System) -> Vec<Problem> {
     paths(system, &mut found);
     units(system, &mut found);
     disk(system, &mut found);
+    checks("test.checks", &system.test.checks, &mut found);
     found
+}
+
+/// Patterns are regular expressions, and what a file that isn't to be there holds can't be asked.
+fn checks(set: &str, checks_of: &Set<Check>, found: &mut Vec<Problem>) {
+    for (name, check) in checks_of.iter().filter(|(_, check)| check.enable) {
+        let at = |field: &str| format!("{set}.\"{name}\".{field}");
+        let patterns = [
+            ("output", check.output.as_ref()),
+            ("http.body", check.http.as_ref().and_then(|http| http.body.as_ref())),
+            ("file.contains", check.file.as_ref().and_then(|file| file.contains.as_ref())),
+        ];
+        for (field, text) in patterns.into_iter().filter_map(|(field, text)| Some((field, text?))) {
+            if let Err(e) = regex::Regex::new(text) {
+                let why = e.to_string();
+                let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ");
+                problem(found, at(field), format!("`{text}` is no regular expression: {why}"));
+            }
+        }
+        if check.command.as_ref().is_some_and(|command| command.trim().is_empty()) {
+            problem(found, at("command"), "it is empty: give a shell command");
+        }
+        if let Some(data) = &check.user_data {
+            checks(&at("user_data.checks"), &data.checks, found);
+        }
+    }
 }
 
 fn problem(found: &mut Vec<Problem>, field: impl Into<String>, message: impl Into<String>) {

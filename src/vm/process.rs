@@ -423,7 +423,7 @@ impl Vm {
         let state = self.shared.lock();
         let console = &state.console;
         let first = (*next).max(console.count() - console.since(0).count());
-        let whole = console.since(first).zip(first + 1..);
+        let whole = console.since(first).zip(first.saturating_add(1)..);
         let mut lines: Vec<Numbered> =
             whole.map(|(line, number)| Numbered { number, at: line.at, text: line.text.clone() }).collect();
         *next = console.count();

@@ -91,7 +91,7 @@ impl Asker<'_> {
             if tried.judgement.is_ok() || tries > check.retry {
                 return Ok(result(check, tried, begun.elapsed(), tries));
             }
-            self.vm.news(&mut usize::MAX.clone(), "the next try")?;
+            self.vm.news(&mut self.vm.line_count(), "the next try")?;
             std::thread::sleep(PAUSE);
         }
     }
