@@ -12,6 +12,7 @@ use crate::machine::{self, KILN, SETTLED, said};
 const PROFILE: &str = r#"{ name = "bookworm", sources.debian.suite = "bookworm" }"#;
 
 #[test]
+#[ignore = "`kiln test` shows the same; run by name"]
 fn bookworm_boots_and_grows() {
     let folder = folder_in("/var/tmp");
     let profile = folder.path().join("bookworm.ncl");
