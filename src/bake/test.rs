@@ -258,13 +258,26 @@ pub fn boots_under(path: &Path, arch: Arch) -> Result<Firmware, FileError> {
 }
 
 fn inspected(path: &Path, expect: &Expect) -> Result<Vec<CheckResult>, FileError> {
-    let wrong = || FileError::at("can't read", path);
-    let mut file = File::open(path).map_err(wrong())?;
-    if is_qcow2(&mut file).map_err(wrong())? {
-        let mut disk = qcow2::read::Reader::open(file).map_err(|e| wrong()(io::Error::other(e)))?;
-        Ok(inspect(&mut disk, expect))
-    } else {
-        Ok(inspect(&mut file, expect))
+    Ok(match Disk::open(path)? {
+        Disk::Raw(mut file) => inspect(&mut file, expect),
+        Disk::Qcow2(mut disk) => inspect(&mut disk, expect),
+    })
+}
+
+/// The bytes of a disk, whatever its file's format.
+enum Disk {
+    Raw(File),
+    Qcow2(qcow2::read::Reader<File>),
+}
+
+impl Disk {
+    fn open(path: &Path) -> Result<Disk, FileError> {
+        let wrong = || FileError::at("can't read", path);
+        let mut file = File::open(path).map_err(wrong())?;
+        if !is_qcow2(&mut file).map_err(wrong())? {
+            return Ok(Disk::Raw(file));
+        }
+        qcow2::read::Reader::open(file).map(Disk::Qcow2).map_err(|e| wrong()(io::Error::other(e)))
     }
 }
 
@@ -274,13 +287,13 @@ fn inspected(path: &Path, expect: &Expect) -> Result<Vec<CheckResult>, FileError
 /// When it can't be read.
 pub fn is_disk(path: &Path) -> Result<bool, FileError> {
     let wrong = || FileError::at("can't read", path);
-    let mut file = File::open(path).map_err(wrong())?;
-    if is_qcow2(&mut file).map_err(wrong())? {
-        let disk = qcow2::read::Reader::open(file).map_err(|e| wrong()(io::Error::other(e)))?;
-        return has_table(disk).map_err(wrong());
+    match Disk::open(path)? {
+        Disk::Qcow2(disk) => has_table(disk).map_err(wrong()),
+        Disk::Raw(file) => {
+            let whole = file.metadata().map_err(wrong())?.len() % SECTOR == 0;
+            Ok(whole && has_table(file).map_err(wrong())?)
+        }
     }
-    let whole = file.metadata().map_err(wrong())?.len() % SECTOR == 0;
-    Ok(whole && has_table(file).map_err(wrong())?)
 }
 
 fn has_table(disk: impl Read) -> io::Result<bool> {
@@ -304,13 +317,12 @@ fn is_qcow2(file: &mut File) -> io::Result<bool> {
 /// When it can't be read.
 pub fn digest_of(path: &Path) -> Result<Digest, FileError> {
     let wrong = || FileError::at("can't read", path);
-    let mut file = File::open(path).map_err(wrong())?;
-    if is_qcow2(&mut file).map_err(wrong())? {
-        let mut disk = qcow2::read::Reader::open(file).map_err(|e| wrong()(io::Error::other(e)))?;
-        let size = disk.size();
-        Ok(block_map_of(&mut disk, size).map_err(wrong())?.digest())
-    } else {
-        block_digest(&file).map_err(wrong())
+    match Disk::open(path)? {
+        Disk::Raw(file) => block_digest(&file).map_err(wrong()),
+        Disk::Qcow2(mut disk) => {
+            let size = disk.size();
+            Ok(block_map_of(&mut disk, size).map_err(wrong())?.digest())
+        }
     }
 }
 

@@ -113,6 +113,19 @@ pub fn is_zero(bytes: &[u8]) -> bool {
         && chunks.into_iter().all(|chunk| chunk.iter().fold(0, |all, &b| all | b) == 0)
 }
 
+/// Where a reader of `size` bytes that stands at `position` comes to stand; behind the end is allowed, as in files.
+///
+/// # Errors
+/// `InvalidInput` for a place before the beginning or beyond all numbers.
+pub fn sought(position: u64, size: u64, to: SeekFrom) -> io::Result<u64> {
+    let place = match to {
+        SeekFrom::Start(at) => Some(at),
+        SeekFrom::End(by) => size.checked_add_signed(by),
+        SeekFrom::Current(by) => position.checked_add_signed(by),
+    };
+    place.ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::FileExt;

@@ -13,6 +13,7 @@ use std::thread;
 
 use ext4_view::Ext4Read;
 
+use crate::host::fs::sought;
 use crate::units::KIB;
 
 /// What is read at once.
@@ -173,12 +174,7 @@ impl Read for Slice {
 
 impl Seek for Slice {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let position = match to {
-            SeekFrom::Start(at) => Some(at),
-            SeekFrom::End(by) => self.size.checked_add_signed(by),
-            SeekFrom::Current(by) => self.position.checked_add_signed(by),
-        };
-        self.position = position.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        self.position = sought(self.position, self.size, to)?;
         Ok(self.position)
     }
 }

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use flate2::{Decompress, FlushDecompress};
 
 use super::{COMPRESSED, COMPRESSION_TYPE};
+use crate::host::fs::sought;
 
 /// The largest first-level table that QEMU takes.
 const MOST_L1: u64 = 32 << 20;
@@ -304,12 +305,7 @@ impl<F: Read + Seek> Read for Reader<F> {
 
 impl<F> Seek for Reader<F> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let position = match to {
-            SeekFrom::Start(at) => Some(at),
-            SeekFrom::End(by) => self.size.checked_add_signed(by),
-            SeekFrom::Current(by) => self.position.checked_add_signed(by),
-        };
-        self.position = position.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        self.position = sought(self.position, self.size, to)?;
         Ok(self.position)
     }
 }
