@@ -1,11 +1,10 @@
 //! Machines for tests: which QEMU, which image, and a boot that is retried under emulation when KVM breaks down.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
-use kiln::store::Store;
 use kiln::vm::probe::{self, Wish};
 use kiln::vm::{Channel, Qemu, Setup, Vm, VmError, prepare};
 
@@ -29,24 +28,20 @@ pub fn cache() -> PathBuf {
     }
 }
 
-/// What `kiln run --qemu` is given: what `KILN_QEMU` says; else the locked tools tree, which a dry run of a profile makes.
+/// What `kiln run --qemu` is given: what `KILN_QEMU` says; else the tools tree of a profile's lock.
 pub fn qemu_argument() -> PathBuf {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     FOUND.get_or_init(|| std::env::var_os("KILN_QEMU").map_or_else(locked_tools, PathBuf::from)).clone()
 }
 
+/// The tools tree of the lock as it is now: the store may hold those of earlier ones as well, made of other packages.
 fn locked_tools() -> PathBuf {
-    let store = cache().join("store");
-    let tools = || {
-        let dirs = Store::open(&store).and_then(|store| store.dirs()).expect("the store's folders");
-        dirs.into_iter().find(|tree| Qemu::tools(tree).is_ok())
-    };
-    tools().unwrap_or_else(|| {
-        let profile = profiles().join("minimal.ncl");
-        refresh_lock(&profile);
-        kiln(Command::new(KILN).arg("run").arg(profile).arg("--dry-run"));
-        tools().expect("a dry run makes the tools tree")
-    })
+    const QEMU: &str = "/usr/bin/qemu-system-x86_64";
+    let profile = profile("minimal");
+    let output = kiln(Command::new(KILN).arg("run").arg(profile).args(["--dry-run", "--json"]));
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let mut argv = said["argv"].as_array().expect("an argv").iter().filter_map(|a| a.as_str());
+    argv.find_map(|argument| argument.strip_suffix(QEMU)).expect("the tools tree").into()
 }
 
 /// The QEMU of [`qemu_argument`].
@@ -67,9 +62,9 @@ pub fn image(profile: &str) -> PathBuf {
     static BAKING: Mutex<()> = Mutex::new(());
     let _one = BAKING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let out = cache().join("out").join(profile);
-    let path = profiles().join(format!("{profile}.ncl"));
-    refresh_lock(&path);
-    kiln(Command::new(KILN).arg("build").arg(path).args(["--format", "raw", "-o"]).arg(&out));
+    kiln(
+        Command::new(KILN).arg("build").arg(self::profile(profile)).args(["--format", "raw", "-o"]).arg(&out),
+    );
     out.join(format!("{profile}.raw"))
 }
 
@@ -116,9 +111,10 @@ fn refresh_lock(profile: &Path) {
 }
 
 /// Runs Kiln with the tests' store.
-fn kiln(command: &mut Command) {
+fn kiln(command: &mut Command) -> Output {
     let output = command.arg("--store").arg(cache().join("store")).output().expect("kiln runs");
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
 }
 
 /// A setup with all that tests have in common; the accelerator is tried once.

@@ -1,8 +1,10 @@
 //! A network of a machine's own: what is in it, what is not, and that nothing of it outlives Kiln.
 
+use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -16,9 +18,13 @@ use crate::machine::{self, KILN};
 /// Set where a test was started once more by another one.
 const AGAIN: &str = "KILN_TEST_AGAIN";
 
+/// Where the program under test is, when not where it was built.
+const PROGRAM: &str = "KILN_TEST_PROGRAM";
+
 fn namespace(folder: &Path) -> Namespace {
     let instance = Instance::new("netns");
-    Namespace::start(Some(Path::new(KILN)), folder, Some(&instance)).unwrap_or_else(|e| panic!("{e}"))
+    let program = std::env::var_os(PROGRAM).unwrap_or_else(|| KILN.into());
+    Namespace::start(Some(Path::new(&program)), folder, Some(&instance)).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// What a shell says in a namespace.
@@ -27,9 +33,13 @@ fn said(namespace: &Namespace, script: &str) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
+fn this_program() -> PathBuf {
+    std::env::current_exe().expect("this program")
+}
+
 /// This test's program with one test of it.
-fn this(test: &str) -> Command {
-    let mut command = Command::new(std::env::current_exe().expect("this program"));
+fn this(program: &Path, test: &str) -> Command {
+    let mut command = Command::new(program);
     command.args(["--exact", test, "--include-ignored", "--nocapture"]).env(AGAIN, "1").stdin(Stdio::null());
     command
 }
@@ -43,6 +53,11 @@ fn it_holds_the_metadata_service_and_nothing_else() {
     let ask =
         "exec 3<>/dev/tcp/169.254.169.254/80; printf 'GET /latest/ HTTP/1.1\\r\\n\\r\\n' >&3; head -1 <&3";
     assert_eq!(said(&namespace, ask).trim(), "HTTP/1.1 401 Unauthorized");
+    // The service writes its log after it has answered.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while namespace.log().is_empty() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let log = namespace.log();
     assert_eq!(kiln::vm::imds::version_1(&log), (0, 1), "{log:?}");
 
@@ -74,8 +89,18 @@ fn an_ordinary_user_has_one_as_well() {
     if !getuid().is_root() {
         return; // The test above was one.
     }
-    let mut again = this("netns::it_holds_the_metadata_service_and_nothing_else");
-    again.uid(65534).gid(65534).env("TMPDIR", "/tmp").current_dir("/");
+    // What was built below /root is not for other users.
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
+    let copy = |name: &str, from: &Path| {
+        let to = folder.path().join(name);
+        fs::copy(from, &to).expect("a copy");
+        to
+    };
+    let kiln = copy("kiln", Path::new(KILN));
+    let mut again =
+        this(&copy("tests", &this_program()), "netns::it_holds_the_metadata_service_and_nothing_else");
+    again.uid(65534).gid(65534).env("TMPDIR", "/tmp").env(PROGRAM, kiln).current_dir("/");
     let output = again.output().expect("this program");
     let text =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -116,7 +141,8 @@ fn victim() {
 
 #[test]
 fn a_killed_kiln_leaves_nothing_running() {
-    let mut victim = this("netns::victim").stdout(Stdio::piped()).spawn().expect("this program");
+    let mut victim =
+        this(&this_program(), "netns::victim").stdout(Stdio::piped()).spawn().expect("this program");
     let out = BufReader::new(victim.stdout.take().expect("its output"));
     let line =
         out.lines().map_while(Result::ok).find(|line| line.starts_with("pids ")).expect("its processes");

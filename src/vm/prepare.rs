@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::credentials::{self, Credential};
 use super::disk::{Image, create_overlay};
 use super::ec2::{Instance, Platform};
-use super::failure::VmError;
+use super::failure::{BootFailure, VmError};
 use super::machine::{Accel, Bus, Firmware, Flash, Forward, Machine, Network};
 use super::qemu::Qemu;
 use crate::date::Timestamp;
@@ -47,6 +47,8 @@ pub struct Setup {
     pub channel: bool,
     /// Whether a guest that resets itself boots again.
     pub reboots: bool,
+    /// Failures that the machine is expected to get over by itself: a boot loader with another system to fall back to.
+    pub survives: Vec<BootFailure>,
     /// Whether the machine has a screen.
     pub screen: bool,
     /// What the guest's clock says at the start, in UTC; the host's time when not given.
@@ -80,6 +82,7 @@ impl Setup {
             credentials: Vec::new(),
             channel: false,
             reboots: true,
+            survives: Vec::new(),
             screen: false,
             clock: None,
             scratch: scratch.to_owned(),
@@ -119,6 +122,7 @@ pub struct Prepared {
     pub machine: Machine,
     pub(super) qemu: Qemu,
     pub(super) kiln: Option<PathBuf>,
+    pub(super) survives: Vec<BootFailure>,
     pub(super) folder: TempDir,
 }
 
@@ -180,7 +184,7 @@ pub fn prepare(mut setup: Setup) -> Result<Prepared, VmError> {
         screen: setup.screen,
         clock: setup.clock,
     };
-    Ok(Prepared { machine, qemu: setup.qemu, kiln: setup.kiln, folder })
+    Ok(Prepared { machine, qemu: setup.qemu, kiln: setup.kiln, survives: setup.survives, folder })
 }
 
 fn flash(qemu: &Qemu, folder: &Path) -> Result<Flash, VmError> {
