@@ -13,8 +13,8 @@
 //! |---|---|
 //! | 7 | [`cli`]: one verb a file |
 //! | 6 | [`bake`]: the phases, chained; cache keys |
-//! | 5, effects | [`store`], [`fetch`], [`sandbox`], [`image`], [`export`], [`vm`] |
-//! | 4, pure | [`profile`], [`source`], [`lock`], [`rootfs`], [`boot`], [`layout`], [`check`] |
+//! | 5, effects | [`store`], [`fetch`], [`sandbox`], [`image`], [`export`], [`vm`], [`aws`] |
+//! | 4, pure | [`profile`], [`source`], [`lock`], [`rootfs`], [`boot`], [`layout`], [`check`], [`publish`] |
 //! | 3, formats | [`format`]: bytes on a disk, and how much room they take |
 //! | 2, data | [`system`], [`package`], [`tree`], [`artifact`] |
 //! | 1 | [`host`]: files, interrupts, programs of a tools tree |
@@ -24,6 +24,7 @@
 
 pub mod arch;
 pub mod artifact;
+pub mod aws;
 pub mod bake;
 pub mod base64;
 pub mod boot;
@@ -40,6 +41,7 @@ pub mod layout;
 pub mod lock;
 pub mod package;
 pub mod profile;
+pub mod publish;
 pub mod rootfs;
 pub mod sandbox;
 pub mod source;

@@ -1,0 +1,6 @@
+//! What is to be published, as values: names, tags and settings of an image in each region, which blocks go up, and what
+//! differs from what a region has already. Nothing here talks to anyone.
+
+pub mod target;
+
+pub use target::{Publication, Target};
