@@ -1,6 +1,9 @@
 //! What is to be published, as values: names, tags and settings of an image in each region, which blocks go up, and what
 //! differs from what a region has already. Nothing here talks to anyone.
 
+pub mod observed;
+pub mod tags;
 pub mod target;
 
+pub use observed::Observed;
 pub use target::{Publication, Target};
