@@ -1,0 +1,1 @@
+"""A strict local AWS, for Kiln's tests and its demo: see README.md beside this file."""
