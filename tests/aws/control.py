@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 
-from . import ebs
+from . import ebs, objects
 from .access import managed_key
 from .blocks import BLOCK, ZEROS, noise
 from .registry import Call
@@ -195,7 +195,7 @@ def _state(server, _request, _parts):
     with world.lock:
         places = [_place(world, place) for _, place in sorted(world.places.items())]
     places = [place for place in places if len(place) > 2]
-    return Response.of_json({"places": places, "objects": server.objects.listing()})
+    return Response.of_json({"places": places, "buckets": objects.listing(world)})
 
 
 def _place(world, place):
@@ -206,8 +206,12 @@ def _place(world, place):
         {"name": name, "versions": [{k: v for k, v in one.items() if k in ("Value", "Version", "Type", "DataType", "Tags")}
                                     for one in stored["versions"]], "coming": len(stored["coming"])}
         for name, stored in sorted(place.parameters.items())]
-    parts = {"snapshots": snapshots, "images": images, "parameters": parameters, "tasks": list(place.tasks.values())}
+    parts = {"snapshots": snapshots, "images": images, "parameters": parameters, "tasks": [_task(one) for one in place.tasks.values()]}
     return shown | {name: value for name, value in parts.items() if value}
+
+
+def _task(one):
+    return {key: one[key] for key in ("id", "status", "message", "tags", "snapshot", "bucket", "size")}
 
 
 def _snapshot(world, place, one):

@@ -299,7 +299,7 @@ def answer(service, name, result, request_id):
     shape = found.output_shape
     result = {k: v for k, v in (result or {}).items() if v is not None}
     if kind in ("ec2", "query"):
-        inner = _xml_members(shape, result, kind) if shape is not None else ""
+        inner = xml_members(shape, result, kind) if shape is not None else ""
         return _xml_answer(service, name, shape, inner, kind, request_id)
     if kind == "json":
         body = json.dumps(_to_json(shape, result) if shape is not None else {}).encode()
@@ -342,7 +342,7 @@ def _rest_answer(found, result, request_id):
     return Response(found.http.get("responseCode", 200), headers, body)
 
 
-def _xml_members(shape, value, kind):
+def xml_members(shape, value, kind):
     unknown = set(value) - set(shape.members)
     assert not unknown, f"{shape.name} has no {unknown}"
     return "".join(_xml(value[key], member, member.serialization.get("name", key), kind)
@@ -351,16 +351,16 @@ def _xml_members(shape, value, kind):
 
 def _xml(value, shape, tag, kind):
     if shape.type_name == "structure":
-        return f"<{tag}>{_xml_members(shape, value, kind)}</{tag}>"
+        return f"<{tag}>{xml_members(shape, value, kind)}</{tag}>"
     if shape.type_name == "list":
         if shape.serialization.get("flattened"):
             return "".join(_xml(item, shape.member, tag, kind) for item in value)
         item_tag = shape.member.serialization.get("name", "item" if kind == "ec2" else "member")
         return f"<{tag}>{''.join(_xml(item, shape.member, item_tag, kind) for item in value)}</{tag}>"
-    return f"<{tag}>{escape(_text(shape, value))}</{tag}>"
+    return f"<{tag}>{escape(text_of(shape, value))}</{tag}>"
 
 
-def _text(shape, value):
+def text_of(shape, value):
     if shape.type_name == "boolean":
         return "true" if value else "false"
     if shape.type_name == "timestamp":

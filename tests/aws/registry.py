@@ -37,8 +37,6 @@ class Call:
     account: str = None
     caller: object = None  # AccessKey
     world: object = None
-    base_url: str = ""
-    serve_object: object = None  # S3, for those who read objects
 
     @property
     def place(self):
@@ -55,7 +53,7 @@ class Call:
 
 def check_parameters(call):
     """Refuses what the service's model doesn't know, and what it requires and is missing."""
-    generic = {"ec2": "UnknownParameter", "ebs": "ValidationException"}.get(call.service, "ValidationError")
+    generic = {"ec2": "UnknownParameter", "ebs": "ValidationException", "s3": "InvalidArgument"}.get(call.service, "ValidationError")
     if call.unknown:
         raise Refused(generic, f"The parameter {', '.join(call.unknown)} is not recognized")
     if call.wrong:

@@ -18,13 +18,13 @@ import traceback
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from . import identity, protocol, web
+from . import identity, protocol, s3_wire, web
 from .blocks import Blocks
 from .control import control
 from .faults import Fault, Faults, throttled
 from .journal import Journal
 from .machine import is_machine, metadata
-from .objects import Objects
+from .objects import Files
 from .protocol import Refused
 from .quota import Quotas
 from .registry import HANDLERS, Call, check_parameters
@@ -32,7 +32,7 @@ from .web import HangUp, Response
 from .world import BY_CHOICE, OWN_ACCOUNT, World
 
 # Registering their handlers is what these are imported for.
-from . import access, ebs, images, imports, snapshots, ssm, sts  # noqa: F401  isort: skip
+from . import access, ebs, images, imports, objects, snapshots, ssm, sts  # noqa: F401  isort: skip
 
 # Calls that nobody signs, and the service that they are for.
 UNSIGNED_ACTIONS = {"AssumeRoleWithWebIdentity": "sts"}
@@ -43,11 +43,10 @@ class Server:
     """Everything that a request meets."""
 
     def __init__(self, folder, log=None):
-        self.world = World(Blocks(folder))
+        self.world = World(Blocks(folder), Files(folder))
         self.faults = Faults()
         self.quotas = Quotas(lambda: self.world.settings)
         self.journal = Journal(folder, log)
-        self.objects = Objects()
         self.number = 0
         self.url = ""
 
@@ -55,7 +54,6 @@ class Server:
         self.faults.clear()
         self.quotas.reset()
         self.journal.reset()
-        self.objects.reset()
         self.world.reset()
 
     # ---- one request
@@ -87,8 +85,7 @@ class Server:
             action = dict(parse_qsl(request.body.decode("latin-1"))).get("Action") if len(request.body) < 65536 else None
             service = UNSIGNED_PATHS.get(request.path) or UNSIGNED_ACTIONS.get(action) or "s3"
             region, key = "us-east-1", None
-        call = Call(request, service, region, key, f"{self.number:08x}-0000-4000-8000-000000000000", world=self.world,
-                    base_url=self.url, serve_object=self.objects)
+        call = Call(request, service, region, key, f"{self.number:08x}-0000-4000-8000-000000000000", world=self.world)
         return call, signed
 
     def answer(self, call, signed, outcome):
@@ -140,12 +137,9 @@ class Server:
         return response
 
     def parse(self, call):
-        if call.service == "s3":
-            self.objects.understand(call)
-            return
         if call.service not in protocol.SIGNING.values():
             raise Refused("UnsupportedOperation", f"The local AWS has no service {call.service}", 501)
-        parsed = protocol.parse(call.service, call.request)
+        parsed = s3_wire.parse(call.request) if call.service == "s3" else protocol.parse(call.service, call.request)
         if parsed is None:
             raise Refused("InvalidAction" if call.service in ("ec2", "sts", "iam") else "UnknownOperationException",
                           f"No operation of {call.service} is asked for by this request")
@@ -169,27 +163,27 @@ class Server:
             raise identity._invalid(call.service)
 
     def carry_out(self, call):
-        if call.service == "s3":
-            return self.objects.carry_out(call)
         handler = HANDLERS.get((call.service, call.operation))
         if handler is None:
             raise Refused("UnsupportedOperation", f"The local AWS does not know {call.service}:{call.operation}", 501)
         check_parameters(call)
         if call.get("DryRun"):
             raise Refused("DryRunOperation", "Request would have succeeded, but DryRun flag is set.", 412)
-        if call.operation == "PutSnapshotBlock":
+        if call.operation in UNLOCKED:
             result = handler(call)
         else:
             with self.world.lock:
                 result = handler(call)
         if isinstance(result, Response):
             return result
+        if call.service == "s3":
+            return s3_wire.answer(call.operation, result, call.request_id)
         return protocol.answer(call.service, call.operation, result, call.request_id)
 
     # ---- what is kept between runs
 
     def save(self, folder):
-        kept = {"world": self.world.kept(), "blocks": self.world.blocks.kept(), "objects": self.objects.kept()}
+        kept = {"world": self.world.kept(), "blocks": self.world.blocks.kept()}
         new = Path(folder) / "world.new"
         new.write_bytes(pickle.dumps(kept))
         new.rename(Path(folder) / "world")
@@ -200,9 +194,10 @@ class Server:
             kept = pickle.loads(path.read_bytes())
             self.world.restore(kept["world"])
             self.world.blocks.restore(kept["blocks"])
-            self.objects.restore(kept["objects"])
 
 
+# Handlers that move many bytes: they take the lock for as long as they need it.
+UNLOCKED = {"PutSnapshotBlock", "PutObject", "UploadPart", "GetObject"}
 UNSIGNED = {("sts", "AssumeRoleWithWebIdentity"), ("sso", "GetRoleCredentials"), ("sso-oidc", "CreateToken")}
 
 

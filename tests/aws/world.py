@@ -154,25 +154,30 @@ class AccessKey:
 class World:
     """Everything. `settings` is what the control API changes (see settings.py)."""
 
-    def __init__(self, blocks):
+    def __init__(self, blocks, files):
         self.lock = threading.RLock()
-        self.blocks = blocks
-        self.reset()
+        self.blocks, self.files = blocks, files
+        self._begin()
 
     def reset(self):
         """Back to an empty world with the settings of the beginning."""
         with self.lock:
-            self.places = {}
-            self.keys = {}  # access keys by id
-            self.devices = {}  # MFA devices by serial: {"secret": base32, "used": {time steps}}
-            self.roles = {}  # configured roles by ARN
-            self.users = {}
-            self.counters = itertools.count(1)
-            self.settings = copy.deepcopy(SETTINGS)
+            self._begin()
             self.blocks.reset()
+            self.files.reset()
+
+    def _begin(self):
+        self.places = {}
+        self.buckets = {}
+        self.keys = {}  # access keys by id
+        self.devices = {}  # MFA devices by serial: {"secret": base32, "used": {time steps}}
+        self.roles = {}  # configured roles by ARN
+        self.users = {}
+        self.counters = itertools.count(1)
+        self.settings = copy.deepcopy(SETTINGS)
 
     # What is kept between runs.
-    KEPT = ("places", "keys", "devices", "roles", "users", "settings")
+    KEPT = ("places", "buckets", "keys", "devices", "roles", "users", "settings")
 
     def kept(self):
         return {name: getattr(self, name) for name in self.KEPT} | {"next": next(self.counters)}
