@@ -4,6 +4,7 @@
 //! all defaults are filled in there, so that a value of these types says everything. Sets are records (maps), so that
 //! modules can add to them and switch single entries off.
 
+pub mod publish;
 pub mod test;
 
 use std::collections::BTreeMap;
@@ -89,6 +90,8 @@ pub struct System {
     pub boot: Boot,
     /// What is tested of it. Nothing here shapes the image.
     pub test: test::Test,
+    /// Where it is published, and as what. Nothing here shapes the image.
+    pub publish: publish::Publish,
 }
 
 /// A package archive.

@@ -354,8 +354,9 @@ pub(super) fn tree_inputs(locked: &Locked, packages: &StepResult) -> Result<Inpu
         .with("epoch", locked.epoch())
         .with("packages", fact(packages, "digest"));
     if let serde_json::Value::Object(fields) = &locked.profile.evaluated.json {
-        // What is tested of an image is no part of it.
-        for (field, value) in fields.iter().filter(|(field, _)| *field != "test") {
+        // What is tested of an image is no part of it, nor is where it goes.
+        let shapes = |field: &str| !matches!(field, "test" | "publish");
+        for (field, value) in fields.iter().filter(|(field, _)| shapes(field)) {
             inputs = inputs.with(format!("profile {field}"), shown(value));
         }
     }

@@ -120,7 +120,8 @@ fn definitions(hub: &CacheHub, name: &str) -> Vec<(FileId, Range<usize>)> {
 fn contract_fields(hub: &CacheHub) -> Vec<String> {
     let mut names = Vec::new();
     for (id, path) in nickel_files(hub) {
-        if path == format!("{OWN}/kiln/system.ncl") {
+        let of_kiln = path.strip_prefix(OWN).map(|path| path.trim_start_matches('/'));
+        if matches!(of_kiln, Some("kiln/system.ncl" | "kiln/publish.ncl")) {
             each_name(hub, id, &mut |ident| names.push(ident.label().to_owned()));
         }
     }

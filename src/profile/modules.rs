@@ -20,7 +20,8 @@ macro_rules! modules {
     };
 }
 
-const MODULES: &[Module] = modules!["nginx.ncl", "postgresql.ncl", "server.ncl", "system.ncl", "types.ncl"];
+const MODULES: &[Module] =
+    modules!["nginx.ncl", "postgresql.ncl", "publish.ncl", "server.ncl", "system.ncl", "types.ncl"];
 
 /// All modules, `kiln/system.ncl` with the contract of a whole system among them.
 #[must_use]

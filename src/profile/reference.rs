@@ -34,14 +34,18 @@ pub struct Field {
 /// The contracts by name; `System` is the whole system.
 pub type Contracts = BTreeMap<String, Vec<Field>>;
 
-/// All contracts of `kiln/system.ncl`.
+/// The modules that hold contracts. A name is one contract in all of them.
+const HOLDERS: [&str; 2] = ["kiln/publish.ncl", "kiln/system.ncl"];
+
+/// All contracts of `kiln/system.ncl` and the modules that it takes contracts from.
 #[must_use]
 pub fn contracts() -> Contracts {
     let types = Parsed::of("kiln/types.ncl").docs();
-    let parsed = Parsed::of("kiln/system.ncl");
     let mut contracts = Contracts::new();
-    let alloc = AstAlloc::new();
-    if let Some(ast) = parsed.parse(&alloc) {
+    for holder in HOLDERS {
+        let parsed = Parsed::of(holder);
+        let alloc = AstAlloc::new();
+        let Some(ast) = parsed.parse(&alloc) else { continue };
         let mut reader = Reader { parsed: &parsed, types: &types, contracts: &mut contracts };
         for (name, record) in records(&ast) {
             reader.read(&name, record);
@@ -194,7 +198,9 @@ impl Reader<'_> {
                 "Bool" => ("true or false".to_owned(), None),
                 "String" => ("text".to_owned(), None),
                 "Dyn" => ("anything".to_owned(), None),
-                name if name.starts_with(char::is_uppercase) => (String::new(), Some(name.to_owned())),
+                name if named(name).starts_with(char::is_uppercase) => {
+                    (String::new(), Some(named(name).to_owned()))
+                }
                 other => (format!("`{other}`"), None),
             },
         }
@@ -208,12 +214,19 @@ impl Reader<'_> {
         }
         let sentence = doc.trim_end_matches('.');
         let mut letters = sentence.chars();
-        let first = letters.next().filter(|_| !sentence.starts_with("SHA") && !sentence.starts_with("GUID"));
+        // An abbreviation stays as it is.
+        let abbreviated = sentence.chars().take(2).all(char::is_uppercase);
+        let first = letters.next().filter(|_| !abbreviated);
         match first {
             Some(first) => first.to_lowercase().chain(letters).collect(),
             None => sentence.to_owned(),
         }
     }
+}
+
+/// A contract's name without that of the module that it is taken from.
+fn named(contract: &str) -> &str {
+    contract.split_once('.').map_or(contract, |(_, name)| name)
 }
 
 /// The words for a contract made by a call: `one_of ["a", "b"]`, `whole "what" 0 9`, `matching "what" …`.
@@ -305,7 +318,7 @@ fn unwrapped(doc: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::system;
+    use crate::system::{self, publish};
     use serde::Serialize;
 
     fn names(value: &impl Serialize) -> Vec<String> {
@@ -359,6 +372,21 @@ mod tests {
             ("System.disk", names(&system::Disk::default())),
             ("ExtraPartition", names(&system::ExtraPartition::default())),
             ("System.boot", names(&system::Boot::default())),
+            ("Publish", names(&publish::Publish::default())),
+            ("Publish.aws", names(&publish::Aws::default())),
+            ("AwsRegion", names(&publish::Region::default())),
+            ("AwsRole", names(&publish::Role::default())),
+            ("AwsVolume", names(&publish::Volume::default())),
+            ("AwsRegionVolume", names(&publish::RegionVolume::default())),
+            ("AwsLaunch", names(&publish::Launch::default())),
+            ("AwsRegionLaunch", names(&publish::RegionLaunch::default())),
+            ("AwsSnapshotAccess", names(&publish::SnapshotAccess::default())),
+            ("AwsRegionSnapshotAccess", names(&publish::RegionSnapshotAccess::default())),
+            ("AwsProtection", names(&publish::Protection::default())),
+            ("AwsRegionProtection", names(&publish::RegionProtection::default())),
+            ("AwsRetention", names(&publish::Retention::default())),
+            ("AwsUpload", names(&publish::Upload::default())),
+            ("AwsRegionUpload", names(&publish::RegionUpload::default())),
         ] {
             let mut fields: Vec<String> = contracts[name].iter().map(|f| f.name.clone()).collect();
             fields.sort();

@@ -1,5 +1,7 @@
 //! What no contract can say, because it concerns several fields.
 
+mod publish;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -34,6 +36,7 @@ pub(super) fn validate(system: &System) -> Vec<Problem> {
     units(system, &mut found);
     disk(system, &mut found);
     checks("test.checks", &system.test.checks, &mut found);
+    publish::aws(system, &mut found);
     found
 }
 

@@ -1,7 +1,13 @@
 //! What is to be published, as values: names, tags and settings of an image in each region, which blocks go up, and what
 //! differs from what a region has already. Nothing here talks to anyone.
 
+pub mod fan_out;
 pub mod observed;
+pub mod price;
+pub mod resolve;
+pub mod retention;
+#[cfg(test)]
+mod samples;
 pub mod tags;
 pub mod target;
 

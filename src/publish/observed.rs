@@ -157,7 +157,9 @@ impl Region {
     #[must_use]
     pub fn named(&self, name: &str) -> Option<&Image> {
         let own = self.images.iter().filter(|image| image.name == name);
-        own.max_by_key(|image| (image.state == "available", image.state == "pending", image.created, &image.id))
+        own.max_by_key(|image| {
+            (image.state == "available", image.state == "pending", image.created, &image.id)
+        })
     }
 
     /// The snapshot with that id.

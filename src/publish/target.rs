@@ -2,14 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::Serialize;
+
 use crate::arch::Arch;
 use crate::digest::Digest;
 use crate::units::Bytes;
 
 /// One image, published to some regions. Two publications with the same identity have the same result.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Publication {
-    /// The digest of everything else in here but the roles: it stands in each resource's tags.
+    /// The digest of what the images are to be: of everything else in here but roles, which regions are required, ways of
+    /// uploading and retention. It stands in each resource's tags.
     pub id: Digest,
     /// The system's name: what successive images of one kind have in common, and what retention counts.
     pub system: String,
@@ -28,7 +31,7 @@ pub struct Publication {
 }
 
 /// What the image is to be in one region.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Target {
     /// The region's name: `eu-central-1`.
     pub region: String,
@@ -79,7 +82,7 @@ pub struct Target {
 }
 
 /// A role to assume.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Role {
     /// Its ARN.
     pub arn: String,
@@ -92,7 +95,8 @@ pub struct Role {
 }
 
 /// How instances boot. Names are EC2's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum BootMode {
     /// `legacy-bios`.
     LegacyBios,
@@ -115,9 +119,9 @@ impl BootMode {
 }
 
 /// The root volume of instances.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Volume {
-    /// EBS's volume type: `gp3`, `gp2`, `io1`, `io2`, `st1`, `sc1`, `standard`.
+    /// EBS's volume type: `gp3`, `gp2`, `io1`, `io2`, `standard`.
     pub kind: String,
     /// Its size in GiB: at least the image's.
     pub size: u32,
@@ -130,7 +134,8 @@ pub struct Volume {
 }
 
 /// How a snapshot is encrypted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Encryption {
     /// As the account has it by default in the region: not at all, usually.
     AccountDefault,
@@ -141,7 +146,7 @@ pub enum Encryption {
 }
 
 /// Who may launch an image.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct LaunchPermissions {
     /// Accounts' ids.
     pub accounts: BTreeSet<String>,
@@ -154,7 +159,7 @@ pub struct LaunchPermissions {
 }
 
 /// Who may make volumes of a snapshot.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct SnapshotPermissions {
     /// Accounts' ids.
     pub accounts: BTreeSet<String>,
@@ -163,14 +168,14 @@ pub struct SnapshotPermissions {
 }
 
 /// An image that is protected against deregistration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Protection {
     /// Protection lasts 24 hours after it was lifted.
     pub cooldown: bool,
 }
 
 /// What becomes of earlier images of the same system. One that either rule keeps stays.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Retention {
     /// So many of the newest are kept.
     pub keep: Option<u32>,
@@ -179,7 +184,8 @@ pub struct Retention {
 }
 
 /// How an image's bytes get to a region.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Upload {
     /// Block by block through the EBS direct APIs; to further regions what is cheaper.
     EbsDirect(FanOut),
@@ -195,7 +201,8 @@ pub enum Upload {
 }
 
 /// How an image gets to its second region and those after it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum FanOut {
     /// What costs less for this image.
     #[default]
