@@ -11,6 +11,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
     let part = args.first().and_then(|a| a.to_str()).unwrap_or_default();
     match part {
         crate::vm::launch::PART => crate::vm::launch::main(&args[1..]),
+        super::internal_aws::PART => super::internal_aws::main(&args[1..]),
         crate::vm::netns::PART => crate::vm::netns::inner::main(&args[1..]),
         _ => {
             eprintln!("kiln internal: no part is named `{part}`");

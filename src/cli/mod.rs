@@ -14,6 +14,7 @@ pub mod export;
 pub mod gc;
 pub mod init;
 pub mod internal;
+mod internal_aws;
 pub mod layout;
 pub mod lock;
 pub mod progress;
@@ -150,13 +151,20 @@ impl Context {
 
 fn start_tracing(verbose: u8, color: bool) {
     use tracing::level_filters::LevelFilter;
+    use tracing_subscriber::filter::Targets;
+    use tracing_subscriber::layer::SubscriberExt;
+    use tracing_subscriber::util::SubscriberInitExt;
     let level = [LevelFilter::WARN, LevelFilter::DEBUG, LevelFilter::TRACE][usize::from(verbose.min(2))];
+    // The AWS SDK writes requests into its log, tokens and all; what lies below it says nothing that helps a user.
+    let quiet = ["aws", "h2", "hyper", "rustls"].map(|target| (target, LevelFilter::ERROR));
     let subscriber = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(color)
         .with_max_level(level)
         .with_target(false)
-        .without_time();
+        .without_time()
+        .finish()
+        .with(Targets::new().with_default(level).with_targets(quiet));
     // A second subscriber in the same process (tests) is no failure.
     let _ = subscriber.try_init();
 }
