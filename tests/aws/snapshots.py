@@ -71,7 +71,8 @@ def describe_snapshots(call):
         found = [lookup(call, one) for one in asked]
     else:
         everywhere = [p for p in call.world.places.values() if p.region == call.region]
-        found = [s for p in everywhere for s in p.snapshots.values() if visible(call, s) and s.unseen <= 0]
+        found = [s for p in everywhere for s in p.snapshots.values() if visible(call, s)]
+        found = [s for s in found if not _overlooked(s)]
     rows = []
     for one in sorted(found, key=lambda s: s.id):
         if owners and not any(one.account == (call.account if o == "self" else o) for o in owners):
@@ -84,6 +85,13 @@ def describe_snapshots(call):
             rows.append(describe(call, one))
     rows, token = paged(call, rows)
     return {"Snapshots": rows, "NextToken": token}
+
+
+def _overlooked(snapshot):
+    if snapshot.unseen > 0:
+        snapshot.unseen -= 1
+        return True
+    return False
 
 
 def _restorable(call, snapshot, users):

@@ -1,0 +1,1 @@
+"""Tests of the local AWS itself: each strictness fails as it should. Run by `scripts/aws-local --check [FILTER]`."""
