@@ -8,6 +8,9 @@ use super::target::{
     BootMode, Encryption, FanOut, LaunchPermissions, Protection, Publication, Retention, Role,
     SnapshotPermissions, Target, Upload, Volume,
 };
+use serde::Serialize;
+
+use crate::arch::Arch;
 use crate::base64::{base64, from_base64};
 use crate::date::Timestamp;
 use crate::digest::Digest;
@@ -102,41 +105,71 @@ pub fn resolve(
         tested: facts.tested,
         targets,
     };
-    publication.id = identity(&publication);
+    identify(&mut publication);
     mark(&mut publication);
     Ok(publication)
 }
 
 /// Adds Kiln's own tags, which hold the identity.
 fn mark(publication: &mut Publication) {
-    let own = tags::own(&tags::Facts {
-        publication: publication.id,
-        image: publication.image,
-        system: &publication.system,
-        version: &publication.version,
-        lock: publication.lock,
-        tested: publication.tested,
-    });
     for target in publication.targets.values_mut() {
+        let own = tags::own(&tags::Facts {
+            publication: target.id,
+            image: publication.image,
+            system: &publication.system,
+            version: &publication.version,
+            lock: publication.lock,
+            tested: publication.tested,
+        });
         target.image_tags.extend(own.clone());
-        target.snapshot_tags.extend(own.clone());
+        target.snapshot_tags.extend(own);
     }
 }
 
-/// The digest of what a publication makes. What only says who does it, in which way, and what becomes of others is left out,
-/// so that an interrupted publication can be taken up again after a change of those.
-fn identity(publication: &Publication) -> Digest {
-    let mut plain = publication.clone();
-    plain.id = Digest([0; 32]);
-    for target in plain.targets.values_mut() {
-        target.role = None;
-        target.required = true;
-        target.retention = Retention::default();
-        target.upload = Upload::EbsDirect(FanOut::Cheapest);
+/// What an image has for good: what differs in any of this is another image, all else can be changed afterwards.
+#[derive(Serialize)]
+struct Lasting<'a> {
+    system: &'a str,
+    image: Digest,
+    size: Bytes,
+    region: &'a str,
+    name: &'a str,
+    arch: Arch,
+    boot_mode: BootMode,
+    ena: bool,
+    nitro_tpm: bool,
+    uefi_data: Option<&'a str>,
+    root_device: &'a str,
+    volume: &'a Volume,
+    encryption: &'a Encryption,
+}
+
+/// Gives each region's image its identity, and the publication one of all those. Who does it, in which way, who may use it
+/// and what becomes of others is left out: a publication can be taken up again, or changed, after a change of those.
+fn identify(publication: &mut Publication) {
+    let mut all = b"kiln publication 1\n".to_vec();
+    for target in publication.targets.values_mut() {
+        let lasting = Lasting {
+            system: &publication.system,
+            image: publication.image,
+            size: publication.size,
+            region: &target.region,
+            name: &target.name,
+            arch: target.arch,
+            boot_mode: target.boot_mode,
+            ena: target.ena,
+            nitro_tpm: target.nitro_tpm,
+            uefi_data: target.uefi_data.as_deref(),
+            root_device: &target.root_device,
+            volume: &target.volume,
+            encryption: &target.encryption,
+        };
+        // Only numbers and texts in a fixed order: there is one way to write it, and writing can't fail.
+        let text = serde_json::to_vec(&lasting).unwrap_or_default();
+        target.id = Digest::of(&[b"kiln image 1\n", text.as_slice()].concat());
+        all.extend(target.id.0);
     }
-    // Only maps in the order of their keys, numbers and texts: there is one way to write it, and writing can't fail.
-    let text = serde_json::to_vec(&plain).unwrap_or_default();
-    Digest::of(&[b"kiln publication 1\n", text.as_slice()].concat())
+    publication.id = Digest::of(&all);
 }
 
 struct Resolver<'a> {
@@ -171,6 +204,7 @@ impl Resolver<'_> {
             [("Name".to_owned(), name.clone())].into_iter().chain(tags.clone()).collect()
         };
         Ok(Target {
+            id: Digest([0; 32]),
             region: self.region.to_owned(),
             required: settings.required,
             role: settings.role.as_ref().map(role),

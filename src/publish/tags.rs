@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::digest::Digest;
 
-/// The publication that made it, 64 hexadecimal digits.
+/// What it was made for: the identity of an image in its region, 64 hexadecimal digits.
 pub const PUBLICATION: &str = "kiln:publication";
 /// The digest of the image's blocks, 64 hexadecimal digits.
 pub const IMAGE: &str = "kiln:image";
@@ -15,6 +15,8 @@ pub const SYSTEM: &str = "kiln:system";
 pub const VERSION: &str = "kiln:version";
 /// The digest of the lock, 64 hexadecimal digits.
 pub const LOCK: &str = "kiln:lock";
+/// The snapshot on top of which an upload was begun.
+pub const PARENT: &str = "kiln:parent";
 /// Whether the image passed its tests: `yes` or `no`.
 pub const TESTED: &str = "kiln:tested";
 /// What consoles show as the name of a resource.
@@ -28,7 +30,7 @@ pub const MOST: usize = 50;
 /// What Kiln's own tags say.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
-    /// The publication's id.
+    /// The identity of the image in its region.
     pub publication: Digest,
     /// Digest of the image's blocks.
     pub image: Digest,

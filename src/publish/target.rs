@@ -11,8 +11,7 @@ use crate::units::Bytes;
 /// One image, published to some regions. Two publications with the same identity have the same result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Publication {
-    /// The digest of what the images are to be: of everything else in here but roles, which regions are required, ways of
-    /// uploading and retention. It stands in each resource's tags.
+    /// The digest of its images' identities.
     pub id: Digest,
     /// The system's name: what successive images of one kind have in common, and what retention counts.
     pub system: String,
@@ -33,6 +32,9 @@ pub struct Publication {
 /// What the image is to be in one region.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Target {
+    /// The image's identity in this region: the digest of its bytes and of all that can't be changed afterwards. It stands
+    /// in the tags of whatever is made for it.
+    pub id: Digest,
     /// The region's name: `eu-central-1`.
     pub region: String,
     /// Whether the publication fails when this region does.

@@ -33,7 +33,7 @@ fn templates_tags_and_the_volume_are_filled_in() {
     assert_eq!(target.snapshot_tags["Team"], "storage");
     for tags in [&target.image_tags, &target.snapshot_tags] {
         assert_eq!(tags[tags::NAME], target.name);
-        assert_eq!(tags[tags::PUBLICATION], publication.id.to_string());
+        assert_eq!(tags[tags::PUBLICATION], target.id.to_string());
         assert_eq!(tags[tags::IMAGE], facts().image.to_string());
         assert_eq!(tags[tags::LOCK], facts().lock.to_string());
         assert_eq!((tags[tags::SYSTEM].as_str(), tags[tags::VERSION].as_str()), ("web", "1.2"));
@@ -133,30 +133,44 @@ fn variables_of_uefi_are_taken_binary_or_as_text() {
     assert!(uefi_base64(b"").is_err());
 }
 
+fn id(wanted: Aws) -> Digest {
+    publication(wanted).targets["eu-central-1"].id
+}
+
 /// The identity, pinned: a change of it makes every publication that is under way start anew.
 #[test]
-fn the_identity_is_of_what_is_made() {
-    let base = publication(aws(&["eu-central-1"]));
-    insta::assert_snapshot!(base.id, @"5ae44eaf63f759bf75e8540b21eb0eadacd38e9ad47e44bd381e5ad8bbcf67a5");
-    let mut who = aws(&["eu-central-1"]);
-    who.role = Some(WantedRole { arn: "arn:aws:iam::111122223333:role/x".into(), ..WantedRole::default() });
-    who.retention.keep = Some(3);
-    who.upload.fan_out = WantedFanOut::Upload;
-    who.regions.insert("eu-central-1".into(), wanted::Region { required: false, ..region() });
-    assert_eq!(publication(who).id, base.id);
-    let mut what = Vec::new();
+fn the_identity_is_of_what_lasts() {
+    let base = id(aws(&["eu-central-1"]));
+    insta::assert_snapshot!(base, @"5cffc4285319a21a0bb213722610e647120c42f39a238907a6c814fac9148a16");
+    let same = |change: &dyn Fn(&mut Aws)| {
+        let mut wanted = aws(&["eu-central-1"]);
+        change(&mut wanted);
+        assert_eq!(id(wanted), base);
+    };
+    same(&|aws| {
+        aws.role =
+            Some(WantedRole { arn: "arn:aws:iam::111122223333:role/x".into(), ..WantedRole::default() })
+    });
+    same(&|aws| aws.retention.keep = Some(3));
+    same(&|aws| aws.upload.fan_out = WantedFanOut::Upload);
+    same(&|aws| {
+        let region = wanted::Region { required: false, ..region() };
+        aws.regions.insert("eu-central-1".into(), region);
+    });
+    same(&|aws| drop(aws.tags.insert("A".into(), "b".into())));
+    same(&|aws| drop(aws.regions.insert("us-east-1".into(), region())));
+    same(&|aws| aws.launch.public = true);
+    same(&|aws| aws.deprecate_after = 9);
+    let mut what = vec![base, publication(aws(&["us-east-1"])).targets["us-east-1"].id];
     let mut changed = |change: &dyn Fn(&mut Aws)| {
         let mut wanted = aws(&["eu-central-1"]);
         change(&mut wanted);
-        what.push(publication(wanted).id);
+        what.push(id(wanted));
     };
     changed(&|aws| aws.ena = false);
     changed(&|aws| aws.encrypt = Some(true));
-    changed(&|aws| drop(aws.tags.insert("A".into(), "b".into())));
-    changed(&|aws| drop(aws.regions.insert("us-east-1".into(), region())));
-    changed(&|aws| aws.launch.public = true);
-    changed(&|aws| aws.deprecate_after = 9);
-    what.push(base.id);
+    changed(&|aws| aws.name = "other-{digest}".into());
+    changed(&|aws| aws.root_device = "/dev/sda1".into());
     let many = what.len();
     what.sort();
     what.dedup();
