@@ -39,3 +39,7 @@ fuzz target seconds='60':
 # Compare with other image builders
 bench:
     scripts/bench build
+
+# A strict local AWS on the loopback interface, in the foreground
+aws-local *options:
+    scripts/aws-local {{options}}

@@ -120,7 +120,7 @@ def bucket_of(call):
         raise Refused("AccessDenied", "Access Denied", 403)
     if found.region != call.region:
         raise Refused("PermanentRedirect", "The bucket you are attempting to access must be addressed using the specified "
-                      f"endpoint: it is in {found.region}", 301)
+                      f"endpoint: it is in {found.region}", 301, BucketRegion=found.region)
     return found
 
 

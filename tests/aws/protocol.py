@@ -412,8 +412,10 @@ def error(service, code, message, request_id, status=None, members=None):
     if kind == "rest-xml":
         body = (f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{text}</Message>'
                 f"<RequestId>{request_id}</RequestId></Error>")
-        return Response(status or 400, [("Content-Type", "application/xml"),
-                                        ("x-amz-request-id", request_id)], body.encode())
+        headers = [("Content-Type", "application/xml"), ("x-amz-request-id", request_id)]
+        if "BucketRegion" in (members or {}):
+            headers.append(("x-amz-bucket-region", members["BucketRegion"]))
+        return Response(status or 400, headers, body.encode())
     headers = [("Content-Type", "application/json"), ("x-amzn-RequestId", request_id)]
     if kind == "json":
         body = {"__type": code, "message": message, **(members or {})}
