@@ -32,7 +32,7 @@ from .web import HangUp, Response
 from .world import BY_CHOICE, OWN_ACCOUNT, World
 
 # Registering their handlers is what these are imported for.
-from . import access, ebs, images, imports, objects, snapshots, ssm, sts  # noqa: F401  isort: skip
+from . import access, ebs, images, imports, instances, objects, snapshots, ssm, sts  # noqa: F401  isort: skip
 
 # Calls that nobody signs, and the service that they are for.
 UNSIGNED_ACTIONS = {"AssumeRoleWithWebIdentity": "sts"}

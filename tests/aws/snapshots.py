@@ -1,5 +1,7 @@
 """EC2's calls on snapshots: describe, share, copy, delete, tag."""
 
+from urllib.parse import parse_qsl, urlsplit
+
 from . import ebs
 from .access import find_key, resolve_key
 from .protocol import Refused
@@ -273,7 +275,21 @@ def copy_snapshot(call):
     if description is None:
         description = f"[Copied {source.id} from {source.region}] {source.description}".strip()
     made = make_copy(call, source, description, tags, call.get("Encrypted"), call.get("KmsKeyId"))
+    if source.encrypted and call.get("SourceRegion") != call.region:
+        made.fails = made.fails or _wrong_presigned_url(call, source)
     return {"SnapshotId": made.id, "Tags": tag_list(made.tags)}
+
+
+def _wrong_presigned_url(call, source):
+    """What is wrong with the URL that lets this region read an encrypted source: None if nothing."""
+    arguments = dict(parse_qsl(urlsplit(call.get("PresignedUrl")).query))
+    wanted = {"Action": "CopySnapshot", "SourceRegion": source.region, "SourceSnapshotId": source.id,
+              "DestinationRegion": call.region}
+    scope = arguments.get("X-Amz-Credential", "").split("/")
+    good = all(arguments.get(name) == value for name, value in wanted.items()) and "X-Amz-Signature" in arguments
+    if good and len(scope) == 5 and scope[2:4] == [source.region, "ec2"]:
+        return None
+    return "The PresignedUrl is not one for this copy"
 
 
 # ---- tags

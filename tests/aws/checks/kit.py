@@ -15,6 +15,11 @@ import boto3
 import botocore.exceptions
 from botocore.config import Config
 
+# Nothing of the user's own settings.
+for name in [name for name in os.environ if name.startswith("AWS_")]:
+    del os.environ[name]
+os.environ |= {"AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null", "NO_PROXY": "127.0.0.1"}
+
 BLOCK = 524288
 HOME = "eu-central-1"
 ACCOUNT = "123456789012"

@@ -225,6 +225,18 @@ class Deregister(Check):
         self.image(Name="first")
 
 
+class Instances(Check):
+    def test_they_name_their_image(self):
+        made = self.image()
+        run = self.ec2.run_instances(ImageId=made, MinCount=2, MaxCount=2)["Instances"]
+        self.ec2.terminate_instances(InstanceIds=[run[0]["InstanceId"]])
+        wanted = [{"Name": "image-id", "Values": [made]}, {"Name": "instance-state-name", "Values": ["running"]}]
+        found = self.ec2.describe_instances(Filters=wanted)["Reservations"]
+        self.assertEqual([i["InstanceId"] for r in found for i in r["Instances"]], [run[1]["InstanceId"]])
+        self.refused("InvalidAMIID.NotFound", self.ec2.run_instances, ImageId="ami-00000000000000000", MinCount=1,
+                     MaxCount=1)
+
+
 class Copy(Check):
     def copy(self, source, **parameters):
         parameters = {"Name": "kiln", "SourceImageId": source, "SourceRegion": HOME, **parameters}

@@ -76,6 +76,24 @@ class Copies(Check):
         encrypted = self.snapshot({0: block(1)}, Encrypted=True)
         again = self.copy(encrypted)
         self.assertTrue(far.describe_snapshots(SnapshotIds=[again])["Snapshots"][0]["Encrypted"])
+        self.assertEqual(self.wait(far, again), "completed")
+
+    def test_encrypted_sources_need_a_signed_url(self):
+        encrypted, far = self.snapshot({0: block(1)}, Encrypted=True), client("ec2", FAR)
+
+        def change(url):
+            def changed(params, **_):
+                params["body"].pop("PresignedUrl", None)
+                if url:
+                    params["body"]["PresignedUrl"] = url
+
+            far.meta.events.register_last("before-call.ec2.CopySnapshot", changed)
+            self.addCleanup(far.meta.events.unregister, "before-call.ec2.CopySnapshot", changed)
+
+        change(None)
+        self.refused("MissingParameter", self.copy, source=encrypted)
+        change(f"https://ec2.{HOME}.amazonaws.com/?Action=CopySnapshot&SourceSnapshotId={encrypted}")
+        self.assertEqual(self.wait(far, self.copy(encrypted)), "error")
 
     def test_only_so_many_at_once(self):
         self.settings(copies_at_once=3)
