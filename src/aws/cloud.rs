@@ -188,6 +188,7 @@ impl Cloud {
             ssm: aws_sdk_ssm::Client::from_conf(ssm.build()),
             sts: self.sts(&config),
             session,
+            endpoints: self.endpoints.clone(),
         }
     }
 }
@@ -219,6 +220,7 @@ pub struct Region {
     /// The caller.
     pub sts: aws_sdk_sts::Client,
     session: Session,
+    endpoints: Endpoints,
 }
 
 impl Region {
@@ -232,5 +234,15 @@ impl Region {
     #[must_use]
     pub fn remaining(&self) -> Option<Duration> {
         self.session.remaining()
+    }
+
+    /// What requests are signed with that no client here makes.
+    pub(super) fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// The address of a service, when it is not AWS's own.
+    pub(super) fn endpoint(&self, service: &str) -> Option<String> {
+        self.endpoints.of(service)
     }
 }

@@ -1,12 +1,21 @@
 //! AWS: credentials, snapshots, images, parameters. Every call goes to one region of one account, through a client that
 //! the caller is given; what is to be there is a [`crate::publish::Target`].
 
+pub mod ask;
 pub mod cloud;
+pub mod copy;
 pub mod credentials;
 pub mod endpoint;
 pub mod error;
 pub mod http;
+pub mod image;
+pub mod list;
+pub mod observe;
+pub mod preflight;
+pub mod release;
+pub mod retire;
 pub mod retry;
+pub mod signed;
 
 pub use cloud::{Cloud, Options, Region};
 pub use error::{AwsError, Call, Kind};
