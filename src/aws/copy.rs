@@ -50,7 +50,6 @@ pub struct Source<'a> {
 /// When EC2 refuses.
 pub async fn snapshot(
     region: &Region,
-    publication: &Digest,
     target: &Target,
     source: Source<'_>,
     tell: Tell<'_>,
@@ -61,7 +60,7 @@ pub async fn snapshot(
     let policy = Policy::CONTROL.attempts(1);
     let mut queue = Waiting::new(QUEUE);
     let mut doubts = 0;
-    let mut found = snapshot_there(region, publication, source, tell).await?;
+    let mut found = snapshot_there(region, target, source, tell).await?;
     loop {
         if let Some(id) = found {
             return Ok(id);
@@ -92,7 +91,7 @@ pub async fn snapshot(
             }
             kind if kind.passes() && doubts < TRIES => {
                 doubts += 1;
-                snapshot_appeared(region, publication, source, tell).await?
+                snapshot_appeared(region, target, source, tell).await?
             }
             _ => return Err(error.into()),
         };
@@ -106,17 +105,16 @@ pub async fn snapshot(
 /// [`ImageError::NameTaken`] (`CopyImage` itself would make a second image of that name); else when EC2 refuses.
 pub async fn image(
     region: &Region,
-    publication: &Digest,
     target: &Target,
     source: Source<'_>,
     tell: Tell<'_>,
 ) -> Result<String, ImageError> {
-    if let Some(id) = image::there(region, publication, target, tell).await? {
+    if let Some(id) = image::there(region, target, tell).await? {
         return Ok(id);
     }
     // The same token gives the same image, also one that has failed since.
     for generation in 0..TRIES {
-        let token = token(publication, &region.name, "copy-image", generation);
+        let token = token(&target.id, &region.name, "copy-image", generation);
         let request = image_request(&region.ec2, target, source).client_token(token);
         let copy = ask::ec2(region, "CopyImage", || request.clone().send()).await?;
         let id = copy.image_id.ok_or_else(|| image::incomplete(region, "CopyImage", "ImageId"))?;
@@ -178,19 +176,19 @@ pub(super) async fn delete(region: &Region, id: &str) -> Result<(), AwsError> {
 /// The token by which AWS knows a request again: 64 hexadecimal digits. The generation goes up when what was made with
 /// the one before is of no use any more.
 #[must_use]
-pub fn token(publication: &Digest, region: &str, purpose: &str, generation: u32) -> String {
-    Digest::of(format!("{publication}\n{region}\n{purpose}\n{generation}").as_bytes()).to_string()
+pub fn token(id: &Digest, region: &str, purpose: &str, generation: u32) -> String {
+    Digest::of(format!("{id}\n{region}\n{purpose}\n{generation}").as_bytes()).to_string()
 }
 
 /// The copy that is there, complete or on its way; copies that failed are removed.
 async fn snapshot_there(
     region: &Region,
-    publication: &Digest,
+    target: &Target,
     source: Source<'_>,
     tell: Tell<'_>,
 ) -> Result<Option<String>, ImageError> {
     let tag = format!("tag:{}", tags::PUBLICATION);
-    let mut there = observe::snapshots(region, ask::filter(&tag, [publication.to_string()])).await?;
+    let mut there = observe::snapshots(region, ask::filter(&tag, [target.id.to_string()])).await?;
     there.sort_by_key(|snapshot| (rank(snapshot), snapshot.snapshot_id.clone()));
     let mut found = None;
     for snapshot in there {
@@ -207,13 +205,13 @@ async fn snapshot_there(
 
 async fn snapshot_appeared(
     region: &Region,
-    publication: &Digest,
+    target: &Target,
     source: Source<'_>,
     tell: Tell<'_>,
 ) -> Result<Option<String>, ImageError> {
     let mut waiting = Waiting::new(APPEARS);
     loop {
-        let found = snapshot_there(region, publication, source, tell).await?;
+        let found = snapshot_there(region, target, source, tell).await?;
         if found.is_some() || !waiting.pause().await? {
             return Ok(found);
         }
@@ -225,7 +223,7 @@ fn rank(snapshot: &Snapshot) -> u8 {
     u8::from(snapshot.state != Some(SnapshotState::Completed))
 }
 
-/// A complete snapshot of the publication is as good as a copy; one that isn't may be an upload that nobody goes on with.
+/// A complete snapshot of the same identity is as good as a copy; one that isn't may be an upload that nobody goes on with.
 fn is_copy_of(snapshot: &Snapshot, source: Source<'_>) -> bool {
     snapshot.state == Some(SnapshotState::Completed) || snapshot.description() == Some(&description(source))
 }

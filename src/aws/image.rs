@@ -14,7 +14,6 @@ use super::cloud::Region;
 use super::error::{AwsError, Kind};
 use crate::arch::Arch;
 use crate::date::Timestamp;
-use crate::digest::Digest;
 use crate::publish::Target;
 use crate::publish::tags;
 use crate::publish::target::BootMode;
@@ -107,7 +106,7 @@ impl ImageError {
     }
 }
 
-/// What a region has under the name and the tag of a publication.
+/// What a region has under the name and the tag of a target.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Found {
     /// This very image.
@@ -125,12 +124,11 @@ pub(super) enum Found {
 /// [`ImageError::NameTaken`] when another image has the name; else when EC2 refuses.
 pub async fn register(
     region: &Region,
-    publication: &Digest,
     target: &Target,
     snapshot: &str,
     tell: Tell<'_>,
 ) -> Result<String, ImageError> {
-    if let Some(id) = there(region, publication, target, tell).await? {
+    if let Some(id) = there(region, target, tell).await? {
         return Ok(id);
     }
     let request = request(&region.ec2, target, snapshot);
@@ -142,7 +140,7 @@ pub async fn register(
         }
         // The name is unique in a region, so an attempt whose answer was lost shows as a duplicate in the next one.
         Err(error) if matches!(error.kind, Kind::Duplicate | Kind::Transient | Kind::Timeout) => {
-            appeared(region, publication, target, tell).await?.ok_or(ImageError::Aws(error))
+            appeared(region, target, tell).await?.ok_or(ImageError::Aws(error))
         }
         Err(error) => Err(error.into()),
     }
@@ -181,14 +179,13 @@ pub async fn available(
     }
 }
 
-/// The publication's image when it is there; images of it that failed are removed first.
+/// The target's image when it is there; images of it that failed are removed first.
 pub(super) async fn there(
     region: &Region,
-    publication: &Digest,
     target: &Target,
     tell: Tell<'_>,
 ) -> Result<Option<String>, ImageError> {
-    match look(region, publication, &target.name).await? {
+    match look(region, target).await? {
         Found::Nothing => Ok(None),
         Found::Other(image) => {
             Err(ImageError::NameTaken { region: region.name.clone(), name: target.name.clone(), image })
@@ -209,13 +206,12 @@ pub(super) async fn there(
 /// Looks for an image until it shows or may be taken not to exist.
 pub(super) async fn appeared(
     region: &Region,
-    publication: &Digest,
     target: &Target,
     tell: Tell<'_>,
 ) -> Result<Option<String>, ImageError> {
     let mut waiting = Waiting::new(Patience { limit: Duration::from_secs(20), ..APPEARS });
     loop {
-        if let Some(id) = there(region, publication, target, tell).await? {
+        if let Some(id) = there(region, target, tell).await? {
             return Ok(Some(id));
         }
         if !waiting.pause().await? {
@@ -224,18 +220,18 @@ pub(super) async fn appeared(
     }
 }
 
-/// What is there by the publication's tag, and by the name.
-async fn look(region: &Region, publication: &Digest, name: &str) -> Result<Found, AwsError> {
+/// What is there by the target's identity, and by its name.
+async fn look(region: &Region, target: &Target) -> Result<Found, AwsError> {
     let tag = format!("tag:{}", tags::PUBLICATION);
-    let id = publication.to_string();
+    let id = target.id.to_string();
     let (ours, named) = tokio::try_join!(
         images(region, ask::filter(&tag, [id.as_str()])),
-        images(region, ask::filter("name", [name]))
+        images(region, ask::filter("name", [&target.name]))
     )?;
     Ok(choose(ours, named, &id))
 }
 
-/// A living image of the publication before a dead one, the oldest of several; then whoever has the name.
+/// A living image of the target before a dead one, the oldest of several; then whoever has the name.
 fn choose(ours: Vec<Image>, named: Vec<Image>, publication: &str) -> Found {
     let is_ours = |image: &Image| {
         ask::read_tags(image.tags()).get(tags::PUBLICATION).is_some_and(|id| id == publication)

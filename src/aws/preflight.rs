@@ -19,7 +19,7 @@ use crate::arch::Arch;
 use crate::date::{DAY, Timestamp};
 use crate::publish::observed::PublicAccess;
 use crate::publish::target::{BootMode, Encryption, Target, Upload};
-use crate::publish::{Publication, observed};
+use crate::publish::{Publication, observed, tags};
 use crate::units::{Bytes, GIB};
 
 /// Ids of the right form that nobody has: what may be done is asked without touching anything.
@@ -96,7 +96,7 @@ pub async fn region(region: &Region, question: &Question<'_>) -> Result<Vec<Find
     // A region that can't be reached at all is told so once, not by every check.
     if found[1].state != State::Failed {
         let (name, register, way, settings, encryption, public, quota, parameters) = tokio::join!(
-            table.name(publication, target),
+            table.name(target),
             table.register(target),
             table.way(target, question.way),
             table.settings(target),
@@ -149,7 +149,7 @@ impl Table<'_> {
         }
     }
 
-    async fn name(&self, publication: &Publication, target: &Target) -> Finding {
+    async fn name(&self, target: &Target) -> Finding {
         let region = &self.region.name;
         let named = match image::images(self.region, ask::filter("name", [&target.name])).await {
             Ok(named) => named,
@@ -157,7 +157,7 @@ impl Table<'_> {
         };
         let named: Vec<observed::Image> = named.iter().map(observe::read_image).collect();
         let other = |image: &&observed::Image| {
-            let same = image.digest() == Some(publication.image);
+            let same = image.tags.get(tags::PUBLICATION).is_some_and(|id| *id == target.id.to_string());
             !same && !["deregistered", "failed"].contains(&image.state.as_str())
         };
         match named.iter().find(other) {
