@@ -19,10 +19,10 @@ class Start(Check):
         self.refused("ValidationException", self.ebs.start_snapshot, VolumeSize=1, ClientToken="x" * 65)
 
     def test_sizes_and_timeouts_have_limits(self):
-        for wrong in ({"VolumeSize": 0}, {"VolumeSize": 65537}, {"VolumeSize": 1, "Timeout": 9},
-                      {"VolumeSize": 1, "Timeout": 4321}, {"VolumeSize": 1, "Tags": [{"Key": "aws:x", "Value": ""}]}):
-            with self.assertRaises(Exception):
-                self.ebs.start_snapshot(**wrong)
+        for wrong in ({"VolumeSize": 65537}, {"Timeout": 4321}, {"Description": "x" * 256},
+                      {"Tags": [{"Key": "aws:x", "Value": ""}]}, {"Tags": [{"Key": "a"}, {"Key": "a"}]}):
+            with self.subTest(wrong):
+                self.refused("ValidationException", self.ebs.start_snapshot, **{"VolumeSize": 1, **wrong})
 
     def test_an_unfinished_snapshot_fails_after_its_timeout(self):
         made = self.ebs.start_snapshot(VolumeSize=1, Timeout=10)["SnapshotId"]
@@ -85,11 +85,17 @@ class Put(Check):
         wrong = [
             {"data": good[:-1]}, {"data": good + b"x"}, {"data": good, "DataLength": 512},
             {"data": good, "Checksum": "A" * 43 + "="}, {"data": good, "index": 2048}, {"data": good, "Progress": 101},
+            {"data": good, "ChecksumAlgorithm": "SHA1"},
         ]
         for parameters in wrong:
             with self.subTest({k: v for k, v in parameters.items() if k != "data"}):
                 self.refused("ValidationException", self.put, snapshot=self.made, **{"index": 0, **parameters})
         self.refused("ResourceNotFoundException", self.put, snapshot="snap-00000000000000000", index=0, data=good)
+        self.refused("AccessDeniedException", self.put, snapshot=self.made, index=0, data=good,
+                     ebs=client("ebs", HOME, "222222222222"))
+        # Whom it is shared with may read it later, not write.
+        self.ec2.modify_snapshot_attribute(SnapshotId=self.made,
+                                           CreateVolumePermission={"Add": [{"UserId": "222222222222"}]})
         self.refused("AccessDeniedException", self.put, snapshot=self.made, index=0, data=good,
                      ebs=client("ebs", HOME, "222222222222"))
 
@@ -117,6 +123,9 @@ class Complete(Check):
         refuse(ChangedBlocksCount=2)
         refuse(ChangedBlocksCount=4)
         refuse(Checksum="A" * 43 + "=")
+        refuse(ChecksumAggregationMethod="TREE")
+        self.refused("ValidationException", self.ebs.complete_snapshot, SnapshotId=made, ChangedBlocksCount=3,
+                     ChecksumAlgorithm="SHA256")
         self.complete(made, blocks)
         refuse()
         states = [self.ec2.describe_snapshots(SnapshotIds=[made])["Snapshots"][0]["State"] for _ in range(4)]
@@ -157,6 +166,7 @@ class Read(Check):
         page = self.ebs.list_snapshot_blocks(SnapshotId=made, StartingBlockIndex=229)
         self.assertEqual([b["BlockIndex"] for b in page["Blocks"]], [229])
         self.refused("ValidationException", self.ebs.list_snapshot_blocks, SnapshotId=made, NextToken="!")
+        self.refused("ValidationException", self.ebs.list_snapshot_blocks, SnapshotId=made, MaxResults=10001)
 
     def test_tokens_are_of_one_block_and_expire(self):
         made = self.snapshot({0: block(0), 1: block(1)})
