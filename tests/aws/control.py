@@ -203,8 +203,8 @@ def _place(world, place):
     snapshots = [_snapshot(world, place, one) for one in place.snapshots.values()]
     images = [_image(one) for one in place.images.values() if not one.deregistered]
     parameters = [
-        {"name": name, "versions": [{k: v for k, v in one.items() if k in ("Value", "Version", "Type", "DataType", "Tags")}
-                                    for one in stored["versions"]], "coming": len(stored["coming"])}
+        {"name": name, "coming": len(stored["coming"]), "versions": [
+            {key: one[key] for key in ("Value", "Version", "Type", "DataType", "Tags")} for one in stored["versions"]]}
         for name, stored in sorted(place.parameters.items())]
     parts = {"snapshots": snapshots, "images": images, "parameters": parameters, "tasks": [_task(one) for one in place.tasks.values()]}
     return shown | {name: value for name, value in parts.items() if value}

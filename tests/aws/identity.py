@@ -26,11 +26,11 @@ def caller(world, call, signed):
     known = world.keys.get(identifier)
     if known is None:
         if not world.settings["unknown_keys"] or sent is not None and identifier.startswith("ASIA"):
-            raise _invalid(call.service)
+            raise invalid(call.service)
         account = identifier if re.fullmatch(r"\d{12}", identifier) else OWN_ACCOUNT
         return AccessKey(identifier, None, account, f"arn:aws:iam::{account}:user/kiln", "AIDAKILNTESTUSER00000")
     if known.token is not None and sent != known.token:
-        raise _invalid(call.service)
+        raise invalid(call.service)
     if known.expires is not None and world.now() >= known.expires:
         raise expired(call.service)
     if world.settings["signatures"] and known.secret is not None:
@@ -38,7 +38,7 @@ def caller(world, call, signed):
     return known
 
 
-def _invalid(service):
+def invalid(service):
     if service == "ec2":
         return Fault("AuthFailure", 401, "AWS was not able to validate the provided access credentials")
     if service == "s3":

@@ -53,7 +53,8 @@ class Call:
 
 def check_parameters(call):
     """Refuses what the service's model doesn't know, and what it requires and is missing."""
-    generic = {"ec2": "UnknownParameter", "ebs": "ValidationException", "s3": "InvalidArgument"}.get(call.service, "ValidationError")
+    generic = {"ec2": "UnknownParameter", "ebs": "ValidationException", "s3": "InvalidArgument"}
+    generic = generic.get(call.service, "ValidationError")
     if call.unknown:
         raise Refused(generic, f"The parameter {', '.join(call.unknown)} is not recognized")
     if call.wrong:

@@ -160,7 +160,7 @@ class Server:
         if call.region not in self.world.regions() and call.service != "iam":
             raise HangUp  # there is no such host
         if closed and call.service in ("ec2", "ebs", "ssm", "kms"):
-            raise identity._invalid(call.service)
+            raise identity.invalid(call.service)
 
     def carry_out(self, call):
         handler = HANDLERS.get((call.service, call.operation))

@@ -38,6 +38,14 @@ class Start(Check):
                      ParentSnapshotId="snap-00000000000000000")
         parent = self.snapshot({0: block(0)})
         self.refused("ValidationException", self.ebs.start_snapshot, VolumeSize=1, ParentSnapshotId=parent, Encrypted=True)
+        large, arn = self.snapshot({}, VolumeSize=2), client("kms").create_key()["KeyMetadata"]["Arn"]
+        self.refused("ValidationException", self.ebs.start_snapshot, VolumeSize=1, ParentSnapshotId=large)
+        self.refused("ValidationException", self.ebs.start_snapshot, VolumeSize=1, ParentSnapshotId=parent, KmsKeyArn=arn)
+        encrypted = self.snapshot({}, Encrypted=True)
+        child = self.ebs.start_snapshot(VolumeSize=1, ParentSnapshotId=encrypted)
+        self.assertEqual(child["SseType"], "sse-kms")
+        self.refused("ValidationException", self.ebs.start_snapshot, VolumeSize=1, ParentSnapshotId=encrypted,
+                     KmsKeyArn=arn)
         other = client("ebs", HOME, "222222222222")
         self.refused("AccessDeniedException", other.start_snapshot, VolumeSize=1, ParentSnapshotId=parent)
         self.ec2.modify_snapshot_attribute(SnapshotId=parent, CreateVolumePermission={"Add": [{"UserId": "222222222222"}]})

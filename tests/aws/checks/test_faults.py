@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 import unittest
+import urllib.error
 from pathlib import Path
 
 import boto3
@@ -38,7 +39,8 @@ class Rules(Check):
     def test_what_they_do(self):
         codes = {
             "RequestLimitExceeded": {"throttle": True}, "InternalError": {"internal": 500}, "Unavailable": {"internal": 503},
-            "UnauthorizedOperation": {"deny": True}, "RequestExpired": {"expire": True}, "Odd": {"error": "Odd", "status": 418},
+            "UnauthorizedOperation": {"deny": True}, "RequestExpired": {"expire": True},
+            "Odd": {"error": "Odd", "status": 418},
         }
         for code, action in codes.items():
             self.fault(service="ec2", times=1, **action)
@@ -99,7 +101,7 @@ class Rules(Check):
 
     def test_rules_that_make_no_sense_are_refused(self):
         for wrong in ({"operation": "X"}, {"reset": True, "hang": 1}, {"oops": 1, "reset": True}):
-            with self.assertRaises(Exception):
+            with self.assertRaises(urllib.error.HTTPError):
                 self.fault(**wrong)
 
 

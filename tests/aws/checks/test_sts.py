@@ -133,7 +133,8 @@ class Sessions(Case):
         self.refused("AuthFailure", self.using({**good, "AccessKeyId": "ASIAUNKNOWN"}).describe_images)
         for service, call, parameters in (
                 ("ec2", "describe_images", {"Owners": ["self"]}), ("ebs", "start_snapshot", {"VolumeSize": 1}),
-                ("ssm", "get_parameters", {"Names": ["/a"]}), ("sts", "get_caller_identity", {}), ("s3", "list_buckets", {})):
+                ("ssm", "get_parameters", {"Names": ["/a"]}), ("sts", "get_caller_identity", {}),
+                ("s3", "list_buckets", {})):
             getattr(self.using(good, service), call)(**parameters)
 
     def test_users_have_keys_and_clocks(self):
