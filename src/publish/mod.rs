@@ -3,6 +3,7 @@
 
 pub mod fan_out;
 pub mod observed;
+pub mod plan;
 pub mod price;
 pub mod resolve;
 pub mod retention;
@@ -12,4 +13,5 @@ pub mod tags;
 pub mod target;
 
 pub use observed::Observed;
+pub use plan::{Plan, plan};
 pub use target::{Publication, Target};

@@ -19,6 +19,8 @@ pub const LOCK: &str = "kiln:lock";
 pub const PARENT: &str = "kiln:parent";
 /// Whether the image passed its tests: `yes` or `no`.
 pub const TESTED: &str = "kiln:tested";
+/// Of a copy: the region that it was taken from. So a copy on its way is told from an upload that was interrupted.
+pub const FROM: &str = "kiln:from";
 /// What consoles show as the name of a resource.
 pub const NAME: &str = "Name";
 

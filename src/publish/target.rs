@@ -83,6 +83,14 @@ pub struct Target {
     pub upload: Upload,
 }
 
+impl Target {
+    /// Whether somebody outside the account is to use the image or its snapshot.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.launch != LaunchPermissions::default() || self.snapshot != SnapshotPermissions::default()
+    }
+}
+
 /// A role to assume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Role {
