@@ -206,7 +206,8 @@ def _place(world, place):
         {"name": name, "coming": len(stored["coming"]), "versions": [
             {key: one[key] for key in ("Value", "Version", "Type", "DataType", "Tags")} for one in stored["versions"]]}
         for name, stored in sorted(place.parameters.items())]
-    parts = {"snapshots": snapshots, "images": images, "parameters": parameters, "tasks": [_task(one) for one in place.tasks.values()]}
+    tasks = [_task(one) for one in place.tasks.values()]
+    parts = {"snapshots": snapshots, "images": images, "parameters": parameters, "tasks": tasks}
     return shown | {name: value for name, value in parts.items() if value}
 
 

@@ -1,0 +1,161 @@
+"""Refusals that need no story: a call, and the code that it gets."""
+
+import base64
+import threading
+
+from .kit import ACCOUNT, HOME, Check, block, client, control
+
+OTHER = "222222222222"
+FAR = "us-east-1"
+
+
+class Snapshots(Check):
+    def test_each(self):
+        own = self.snapshot({0: block(0)})
+        add = {"Add": [{"UserId": OTHER}]}
+        self.ec2.modify_snapshot_attribute(SnapshotId=own, CreateVolumePermission=add)
+        other = client("ec2", HOME, OTHER)
+        self.refused("UnauthorizedOperation", other.delete_snapshot, SnapshotId=own)
+        plain = {"SnapshotId": own, "Attribute": "createVolumePermission", "OperationType": "add"}
+        cases = [
+            ("InvalidSnapshotID.Malformed", "describe_snapshots", {"SnapshotIds": ["x"]}),
+            ("InvalidParameterCombination", "describe_snapshots", {"SnapshotIds": [own], "MaxResults": 5}),
+            ("InvalidParameterValue", "describe_snapshots", {"MaxResults": 1}),
+            ("InvalidNextToken", "describe_snapshots", {"MaxResults": 5, "NextToken": "x"}),
+            ("InvalidID", "create_tags", {"Resources": ["x-1"], "Tags": [{"Key": "a", "Value": "b"}]}),
+            ("InvalidAMIID.NotFound", "create_tags", {"Resources": ["ami-1"], "Tags": [{"Key": "a", "Value": "b"}]}),
+            ("TagLimitExceeded", "create_tags", {"Resources": [own], "Tags": [
+                {"Key": str(n), "Value": ""} for n in range(51)]}),
+            ("InvalidUserID.Malformed", "modify_snapshot_attribute", {**plain, "UserIds": ["123"]}),
+            ("InvalidParameterValue", "modify_snapshot_attribute", {**plain, "Attribute": "productCodes"}),
+            ("InvalidParameterCombination", "modify_snapshot_attribute", plain),
+            ("InvalidParameterCombination", "modify_snapshot_attribute", {**plain, "UserIds": [OTHER],
+                                                                        "CreateVolumePermission": add}),
+            ("MissingParameter", "modify_snapshot_attribute", {"SnapshotId": own, "UserIds": [OTHER]}),
+            ("InvalidParameterCombination", "modify_snapshot_attribute", {"SnapshotId": own, "CreateVolumePermission": {
+                "Add": [{"UserId": OTHER, "Group": "all"}]}}),
+        ]
+        for code, name, parameters in cases:
+            with self.subTest(f"{name} {parameters}"):
+                self.refused(code, getattr(self.ec2, name), **parameters)
+
+    def test_copies(self):
+        own = self.snapshot({})
+        copy = {"SourceSnapshotId": own, "SourceRegion": HOME}
+        cases = [
+            ("InvalidParameterValue", {"SourceRegion": "eu-nowhere-1"}), ("InvalidParameterValue", {"Description": "x" * 256}),
+            ("InvalidParameterValue", {"CompletionDurationMinutes": 20}),
+            ("InvalidParameterValue", {"TagSpecifications": [{"ResourceType": "image", "Tags": [{"Key": "a"}]}]}),
+        ]
+        for code, parameters in cases:
+            self.refused(code, client("ec2", FAR).copy_snapshot, **{**copy, **parameters})
+        # One under the account's own default key is of no use to others, however it is shared.
+        secret = self.snapshot({}, Encrypted=True)
+        self.refused("InvalidSnapshot.NotFound", client("ec2", FAR, OTHER).copy_snapshot, SourceSnapshotId=secret,
+                     SourceRegion=HOME)
+
+
+class Images(Check):
+    def test_registration(self):
+        own = self.snapshot({})
+        cases = [
+            ("UnsupportedOperation", {"ImageLocation": "bucket/manifest"}),
+            ("OperationNotPermitted", {"BillingProducts": ["bp-1"]}),
+            ("InvalidParameterCombination", {"Architecture": "arm64", "VirtualizationType": "paravirtual"}),
+            ("InvalidParameterCombination", {"KernelId": "aki-1"}),
+            ("InvalidParameterValue", {"BootMode": "uefi",
+                                       "UefiData": base64.b64encode(b"AMZNUEFI" + bytes(65536)).decode()}),
+        ]
+        for code, parameters in cases:
+            with self.subTest(list(parameters)):
+                self.refused(code, self.image, snapshot=own, **parameters)
+        self.settings(images=0)
+        self.refused("AMIQuotaExceeded", self.image, snapshot=own)
+
+    def test_attributes(self):
+        made, modify = self.image(), self.ec2.modify_image_attribute
+        describe = self.ec2.describe_image_attribute
+        plain = {"ImageId": made, "Attribute": "launchPermission"}
+        cases = [
+            ("InvalidParameterValue", describe, {"ImageId": made, "Attribute": "wrong"}),
+            ("InvalidParameterValue", modify, {"ImageId": made, "Description": {"Value": "x" * 256}}),
+            ("InvalidParameterValue", modify, {"ImageId": made, "ImdsSupport": {"Value": "v1.0"}}),
+            ("InvalidParameterValue", modify, {"ImageId": made, "Attribute": "bootMode", "Value": "uefi"}),
+            ("InvalidParameterCombination", modify, {**plain, "OperationType": "add"}),
+            ("MissingParameter", modify, {**plain, "UserIds": [OTHER]}),
+            ("InvalidParameterCombination", modify, {"ImageId": made, "LaunchPermission": {
+                "Add": [{"UserId": OTHER, "Group": "all"}]}}),
+            ("InvalidParameterCombination", modify, {"ImageId": made, "UserIds": [OTHER], "LaunchPermission": {
+                "Add": [{"UserId": OTHER}]}}),
+            ("InvalidParameterValue", self.ec2.reset_image_attribute, {"ImageId": made, "Attribute": "description"}),
+        ]
+        for code, function, parameters in cases:
+            with self.subTest(parameters):
+                self.refused(code, function, **parameters)
+
+    def test_public_ones(self):
+        control("POST", f"place/{ACCOUNT}/{HOME}", {"images_private": False})
+        key = client("kms").create_key()["KeyMetadata"]["Arn"]
+        encrypted = self.image(self.snapshot({}, Encrypted=True, KmsKeyArn=key), Name="encrypted")
+        everybody = {"LaunchPermission": {"Add": [{"Group": "all"}]}}
+        self.refused("InvalidParameter", self.ec2.modify_image_attribute, ImageId=encrypted, **everybody)
+        self.settings(public_images=0)
+        self.refused("PublicAMIQuotaExceeded", self.ec2.modify_image_attribute, ImageId=self.image(), **everybody)
+
+    def test_a_pending_image_is_not_copied(self):
+        made = self.image(wait=False)
+        self.refused("InvalidAMIID.Unavailable", client("ec2", FAR).copy_image, Name="kiln", SourceImageId=made,
+                     SourceRegion=HOME)
+
+
+class Blocks(Check):
+    def test_two_at_once_for_one_block(self):
+        """Not every race is one: that some are refused, and that what stays is one of the two, is what is sure."""
+        made, codes = self.ebs.start_snapshot(VolumeSize=1)["SnapshotId"], []
+
+        def write(seed):
+            ebs = client("ebs", HOME)
+            for _ in range(60):
+                try:
+                    self.put(made, 0, block(seed), ebs)
+                except ebs.exceptions.ValidationException as error:
+                    codes.append(error.response["Reason"])
+
+        writers = [threading.Thread(target=write, args=(seed,)) for seed in range(4)]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join()
+        self.assertEqual(set(codes), {"CONFLICTING_BLOCK_UPDATE"})
+
+
+class Keys(Check):
+    def test_kms(self):
+        kms = client("kms")
+        key = kms.create_key(Description="mine")["KeyMetadata"]
+        kms.create_alias(AliasName="alias/kiln", TargetKeyId=key["KeyId"])
+        self.assertEqual(kms.describe_key(KeyId="alias/kiln")["KeyMetadata"]["Arn"], key["Arn"])
+        cases = [
+            ("NotFoundException", "describe_key", {"KeyId": "alias/none"}),
+            ("AlreadyExistsException", "create_alias", {"AliasName": "alias/kiln", "TargetKeyId": key["KeyId"]}),
+            ("InvalidAliasNameException", "create_alias", {"AliasName": "alias/aws/x", "TargetKeyId": key["KeyId"]}),
+            ("MalformedPolicyDocumentException", "put_key_policy", {"KeyId": key["KeyId"], "Policy": "{}"}),
+            ("UnsupportedOperationException", "put_key_policy", {"KeyId": "alias/aws/ebs", "Policy": "{}"}),
+        ]
+        for code, name, parameters in cases:
+            self.refused(code, getattr(kms, name), **parameters)
+        self.refused("AccessDeniedException", client("kms", HOME, OTHER).describe_key, KeyId=key["Arn"])
+        control("POST", f"kms/{ACCOUNT}/{HOME}/{key['KeyId']}", {"usable": False})
+        self.refused("AccessDeniedException", kms.describe_key, KeyId=key["KeyId"])
+        self.refused("ValidationException", self.ebs.start_snapshot, VolumeSize=1, Encrypted=True, KmsKeyArn=key["Arn"])
+        self.refused("InvalidKey.NotFound", self.ec2.modify_ebs_default_kms_key_id, KmsKeyId="alias/none")
+
+    def test_states_have_names(self):
+        self.refused("InvalidParameterValue", self.ec2.enable_image_block_public_access,
+                     ImageBlockPublicAccessState="block-all")
+        self.refused("InvalidParameterValue", self.ec2.enable_snapshot_block_public_access, State="unblocked")
+        self.refused("InvalidParameterValue", self.ec2.describe_regions, RegionNames=["eu-nowhere-1"])
+        quotas = client("service-quotas")
+        value = quotas.get_service_quota(ServiceCode="ec2", QuotaCode="L-0E3CBAB9")["Quota"]["Value"]
+        self.assertEqual(value, 5.0)
+        self.refused("NoSuchResourceException", quotas.get_service_quota, ServiceCode="ec2", QuotaCode="L-00000000")
