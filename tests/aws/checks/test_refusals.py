@@ -3,7 +3,7 @@
 import base64
 import threading
 
-from .kit import ACCOUNT, HOME, Check, block, client, control
+from .kit import ACCOUNT, HOME, Check, block, client, client_with, control
 
 OTHER = "222222222222"
 FAR = "us-east-1"
@@ -159,3 +159,60 @@ class Keys(Check):
         value = quotas.get_service_quota(ServiceCode="ec2", QuotaCode="L-0E3CBAB9")["Quota"]["Value"]
         self.assertEqual(value, 5.0)
         self.refused("NoSuchResourceException", quotas.get_service_quota, ServiceCode="ec2", QuotaCode="L-00000000")
+
+
+class Volumes(Check):
+    def test_mappings(self):
+        own, root = self.snapshot({}), {"DeviceName": "/dev/xvda"}
+        foreign = self.snapshot({}, HOME, OTHER)
+        client("ec2", HOME, OTHER).modify_snapshot_attribute(
+            SnapshotId=foreign, CreateVolumePermission={"Add": [{"UserId": ACCOUNT}]})
+        good = {**root, "Ebs": {"SnapshotId": own}}
+        cases = [
+            ("InvalidBlockDeviceMapping", [good, good]), ("InvalidBlockDeviceMapping", [root]),
+            ("InvalidBlockDeviceMapping", [{**root, "Ebs": {"VolumeSize": 8}}]),
+            ("InvalidSnapshot.NotFound", [{**root, "Ebs": {"SnapshotId": foreign}}]),
+            ("MissingParameter", [good, {"DeviceName": "/dev/xvdb", "Ebs": {"VolumeType": "gp3"}}]),
+        ]
+        for code, mappings in cases:
+            with self.subTest(mappings):
+                self.refused(code, self.image, snapshot=own, BlockDeviceMappings=mappings)
+
+
+class Parameters(Check):
+    def test_each(self):
+        put = {"Name": "/kiln/a", "Value": "x", "Type": "String"}
+        image = {"Value": "ami-00000000000000000", "DataType": "aws:ec2:image"}
+        self.refused("ValidationException", self.ssm.put_parameter, Name="/kiln/a", Value="x")
+        cases = [
+            ("UnsupportedParameterType", "put_parameter", {**put, "Type": "Text"}),
+            ("ValidationException", "put_parameter", {**put, "Value": "x" * 4097}),
+            ("ValidationException", "put_parameter", {**put, **image, "Type": "StringList"}),
+            ("ParameterPatternMismatchException", "put_parameter", {**put, "AllowedPattern": "[0-9]+"}),
+            ("ValidationException", "get_parameters", {"Names": [f"/a{n}" for n in range(11)]}),
+            ("ParameterNotFound", "get_parameter_history", {"Name": "/none"}),
+            ("InvalidResourceId", "list_tags_for_resource", {"ResourceType": "Parameter", "ResourceId": "/none"}),
+        ]
+        for code, name, parameters in cases:
+            with self.subTest(parameters):
+                self.refused(code, getattr(self.ssm, name), **parameters)
+
+
+class Sessions(Check):
+    def test_each(self):
+        sts, names = client("sts", FAR), {"RoleArn": f"arn:aws:iam::{OTHER}:role/r", "RoleSessionName": "kiln"}
+        serial = f"arn:aws:iam::{OTHER}:mfa/kiln"
+        control("POST", "mfa", {"serial": serial, "secret": "JBSWY3DPEHPK3PXP", "account": OTHER})
+        code = control("GET", f"mfa?serial={serial}")["code"]
+        cases = [
+            ("AccessDenied", {"SerialNumber": serial, "TokenCode": code}),
+            ("ValidationError", {"RoleArn": "arn:aws:iam::1:role/xxxxxxxxxx"}), ("ValidationError", {"RoleSessionName": "a b"}),
+            ("ValidationError", {"ExternalId": "a b"}),
+        ]
+        for expected, parameters in cases:
+            with self.subTest(parameters):
+                self.refused(expected, sts.assume_role, **{**names, **parameters})
+        made = sts.get_session_token()["Credentials"]
+        session = client_with("sts", FAR, (made["AccessKeyId"], made["SecretAccessKey"], made["SessionToken"]))
+        self.refused("AccessDenied", session.get_session_token)
+        self.refused("ValidationError", sts.get_session_token, DurationSeconds=129601)
