@@ -2,6 +2,7 @@
 //! `cargo test --test qemu -- store::a_full_disk`.
 
 mod archive;
+mod aws;
 mod bake;
 mod bookworm;
 mod boot;

@@ -116,7 +116,11 @@ pub async fn image(
     for generation in 0..TRIES {
         let token = token(&target.id, &region.name, "copy-image", generation);
         let request = image_request(&region.ec2, target, source).client_token(token);
-        let copy = ask::ec2(region, "CopyImage", || request.clone().send()).await?;
+        let copy = match ask::ec2(region, "CopyImage", || request.clone().send()).await {
+            // It was asked for with other settings before, and what was made then is gone.
+            Err(error) if error.kind == Kind::Conflict => continue,
+            answer => answer?,
+        };
         let id = copy.image_id.ok_or_else(|| image::incomplete(region, "CopyImage", "ImageId"))?;
         if image::lives(region, &id).await? {
             tell(Note::Made(id.clone()));
@@ -273,7 +277,7 @@ fn encryption(encryption: &Encryption) -> (Option<bool>, Option<String>) {
     }
 }
 
-async fn by_id(region: &Region, id: &str) -> Result<Option<Snapshot>, AwsError> {
+pub(super) async fn by_id(region: &Region, id: &str) -> Result<Option<Snapshot>, AwsError> {
     let answer =
         ask::ec2(region, "DescribeSnapshots", || region.ec2.describe_snapshots().snapshot_ids(id).send());
     match answer.await {
@@ -283,7 +287,7 @@ async fn by_id(region: &Region, id: &str) -> Result<Option<Snapshot>, AwsError> 
     }
 }
 
-fn is_dead(snapshot: &Snapshot) -> bool {
+pub(super) fn is_dead(snapshot: &Snapshot) -> bool {
     snapshot.state == Some(SnapshotState::Error)
 }
 

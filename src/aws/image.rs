@@ -11,6 +11,7 @@ use aws_sdk_ec2::types::{
 
 use super::ask::{self, Note, Patience, Tell, Waiting};
 use super::cloud::Region;
+use super::copy;
 use super::error::{AwsError, Kind};
 use crate::arch::Arch;
 use crate::date::Timestamp;
@@ -146,7 +147,7 @@ pub async fn register(
     }
 }
 
-/// Waits until an image can be launched.
+/// Waits until an image can be launched. One that failed is removed, since its name would be taken.
 ///
 /// # Errors
 /// [`ImageError::Failed`] with EC2's reason, [`ImageError::Slow`] when patience ends.
@@ -160,7 +161,10 @@ pub async fn available(
     loop {
         match by_id(region, id).await {
             Ok(Some(image)) if image.state == Some(ImageState::Available) => return ami(region, &image),
-            Ok(Some(image)) if is_dead(&image) => return Err(failed(region, id, &image)),
+            Ok(Some(image)) if is_dead(&image) => {
+                discard(region, &image).await?;
+                return Err(failed(region, id, &image));
+            }
             // An id that was just given out may be unknown to the next server that is asked.
             Ok(None) if waiting.so_far() > APPEARS.limit => {
                 return Err(ImageError::gone(region, id));
@@ -201,6 +205,21 @@ pub(super) async fn there(
             Ok(None)
         }
     }
+}
+
+/// Removes an image that failed, and those of its snapshots that did. A complete one may have been uploaded and is kept.
+async fn discard(region: &Region, image: &Image) -> Result<(), AwsError> {
+    let request = region.ec2.deregister_image().set_image_id(image.image_id.clone());
+    match ask::ec2(region, "DeregisterImage", || request.clone().send()).await {
+        Err(error) if error.kind != Kind::NotFound => return Err(error),
+        _ => {}
+    }
+    for id in snapshots(image) {
+        if copy::by_id(region, &id).await?.is_some_and(|snapshot| copy::is_dead(&snapshot)) {
+            copy::delete(region, &id).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Looks for an image until it shows or may be taken not to exist.
@@ -385,7 +404,7 @@ fn failed(region: &Region, id: &str, image: &Image) -> ImageError {
     ImageError::Failed {
         region: region.name.clone(),
         id: id.to_owned(),
-        state: image.state.as_ref().map_or("failed", ImageState::as_str).to_owned(),
+        state: "of no use and was removed".to_owned(),
         reason: reason(image),
     }
 }

@@ -88,6 +88,8 @@ impl fmt::Display for Orphan {
 pub enum Outcome {
     /// It is gone.
     Gone,
+    /// The image is gone, but not its snapshots, for this reason.
+    SnapshotsStay(String),
     /// It stays, for this reason.
     Stays(String),
 }
@@ -160,7 +162,7 @@ pub async fn retire(region: &Region, image: &Retiring) -> Result<Outcome, AwsErr
             stay.push(format!("{snapshot}: {reason}"));
         }
     }
-    Ok(if stay.is_empty() { Outcome::Gone } else { Outcome::Stays(stay.join("; ")) })
+    Ok(if stay.is_empty() { Outcome::Gone } else { Outcome::SnapshotsStay(stay.join("; ")) })
 }
 
 /// The instances of the account that run from images, by image.

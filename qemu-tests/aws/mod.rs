@@ -1,0 +1,6 @@
+//! Publishing, against the local AWS of `scripts/aws-local`.
+
+mod images;
+#[allow(dead_code)]
+pub mod local;
+pub mod wire;
