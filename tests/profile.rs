@@ -134,6 +134,81 @@ fn overrides_win_over_the_profile() {
 }
 
 #[test]
+fn where_an_image_is_published_is_said_piecewise() {
+    let project = Project::new(&[
+        ("base.ncl", r#"{ publish.aws = { tags.Team = "base", launch.accounts."111122223333" = true } }"#),
+        (
+            "p.ncl",
+            r#"(import "base.ncl") & {
+                name = "p",
+                publish.aws = {
+                    regions.eu-central-1.launch.accounts."111122223333" = false,
+                    launch.accounts."444455556666" = true,
+                    volume = { size = "16GiB", iops = 4000 },
+                },
+            }"#,
+        ),
+    ]);
+    let aws = |args: &[&str]| project.eval(&[&["p.ncl"], args].concat())["publish"]["aws"].clone();
+    let plain = aws(&[]);
+    assert_eq!(plain["launch"]["accounts"], json!({ "111122223333": true, "444455556666": true }));
+    assert_eq!(plain["tags"], json!({ "Team": "base" }));
+    assert_eq!(plain["volume"]["type"], "gp3");
+    assert_eq!(plain["regions"]["eu-central-1"]["required"], true);
+    let set = aws(&["--set=publish.aws.regions.us-east-1={}", "--set=publish.aws.volume.iops=5000"]);
+    assert_eq!(names(&set["regions"]), ["eu-central-1", "us-east-1"]);
+    assert_eq!(set["volume"]["iops"], 5000);
+}
+
+/// Every field that the contracts know is taken, for all regions and for one.
+#[test]
+fn every_setting_of_a_publication_is_taken() {
+    let settings = r#"
+        role = { arn = "arn:aws:iam::111122223333:role/a/b", external_id = "id:1", session_name = "kiln", duration = 3600 },
+        name = "{name}/{version} ({region})",
+        description = "{name} of {date}",
+        boot_mode = 'uefi,
+        ena = false,
+        imds = 'optional,
+        nitro_tpm = true,
+        uefi_data = "keys.aws",
+        root_device = "/dev/sda1",
+        volume = { type = 'gp3, size = "16GiB", iops = 4000, throughput = 500, delete_on_termination = false },
+        encrypt = true,
+        kms_key = "alias/images",
+        tags.Team = "base",
+        snapshot_tags.Kind = "image",
+        launch = {
+            accounts."444455556666" = true,
+            organizations."arn:aws:organizations::111122223333:organization/o-a1b2c3d4e5" = true,
+            organizational_units."arn:aws:organizations::111122223333:ou/o-a1b2c3d4e5/ou-ab12-11111111" = true,
+            public = false,
+        },
+        snapshot = { accounts."777788889999" = true, public = false },
+        deprecate_after = 180,
+        protection = { enable = true, cooldown = true },
+        parameters."/images/{name}" = true,
+        retention = { keep = 3, days = 30 },
+        upload = { way = 's3-import, fan_out = 'copy-image, bucket = "images", prefix = "a/", role = "importer" },
+    "#;
+    let text = format!(
+        "{{ name = \"p\", publish.aws = {{ regions.us-gov-west-1 = {{ enable = true, required = false, {settings} }}, {settings} }} }}"
+    );
+    let project = Project::new(&[("p.ncl", &text)]);
+    let aws = project.eval(&["p.ncl"])["publish"]["aws"].clone();
+    let region = &aws["regions"]["us-gov-west-1"];
+    let fields = kiln::profile::reference::contracts();
+    for (record, contract) in [(&aws, "Publish.aws"), (region, "AwsRegion")] {
+        let mut known: Vec<&str> = fields[contract].iter().map(|field| field.name.as_str()).collect();
+        known.sort_unstable();
+        assert_eq!(names(record), known, "a field is missing here");
+    }
+    for field in names(region).into_iter().filter(|field| !matches!(*field, "enable" | "required")) {
+        assert_eq!(region[field], aws[field], "{field}");
+    }
+}
+
+#[test]
 fn a_wrong_override_is_named() {
     let project = Project::new(&[("p.ncl", r#"{ name = "p", disk.label | force = "data" }"#)]);
     for (set, expected) in [
