@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::interrupt::Interrupted;
 
-use super::{EvalRequest, ProfileError, Raw, nickel};
+use super::{EvalRequest, Problem, ProfileError, Raw, nickel};
 
 /// Most memory that an evaluation may map, in bytes.
 const MAX_MEMORY: u64 = 2 << 30;
@@ -24,6 +24,7 @@ enum Answer {
     Unreadable { path: std::path::PathBuf, reason: String },
     Set { set: String, reason: String },
     Nickel(String),
+    Invalid { problems: Vec<Problem>, shown: String },
     Limit(String),
     Internal(String),
 }
@@ -53,6 +54,7 @@ fn serve() -> io::Result<()> {
         Err(ProfileError::Unreadable { path, reason }) => Answer::Unreadable { path, reason },
         Err(ProfileError::Set { set, reason }) => Answer::Set { set, reason },
         Err(ProfileError::Nickel(text)) => Answer::Nickel(text),
+        Err(ProfileError::Invalid { problems, shown }) => Answer::Invalid { problems, shown },
         Err(ProfileError::Limit(text)) => Answer::Limit(text),
         Err(ProfileError::Internal(text)) => Answer::Internal(text),
         Err(other) => Answer::Internal(other.to_string()),
@@ -96,6 +98,7 @@ pub(super) fn evaluate(request: &EvalRequest) -> Result<Raw, ProfileError> {
         Answer::Unreadable { path, reason } => Err(ProfileError::Unreadable { path, reason }),
         Answer::Set { set, reason } => Err(ProfileError::Set { set, reason }),
         Answer::Nickel(text) => Err(ProfileError::Nickel(text)),
+        Answer::Invalid { problems, shown } => Err(ProfileError::Invalid { problems, shown }),
         Answer::Limit(text) => Err(ProfileError::Limit(text)),
         Answer::Internal(text) => Err(ProfileError::Internal(text)),
     }

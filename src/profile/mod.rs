@@ -7,7 +7,8 @@
 //!
 //! Evaluation is pure. It happens in a child process with limits on memory and time and an empty environment
 //! ([`child`]); every file that is imported lies below the project's root ([`project`]) and is recorded with its digest
-//! ([`sources`]). What a contract can't say because it concerns several fields is checked afterwards ([`validate`]).
+//! ([`sources`]). What a contract can't say because it concerns several fields is checked afterwards ([`validate`]), and the
+//! files that fields name are looked for ([`named`]).
 
 use std::path::PathBuf;
 
@@ -20,9 +21,12 @@ mod child;
 mod diagnostics;
 mod files;
 mod modules;
+mod named;
 mod nickel;
 mod path;
+mod places;
 mod project;
+mod quoting;
 pub mod reference;
 mod sets;
 mod sources;
@@ -106,11 +110,13 @@ pub enum ProfileError {
     /// Evaluation was ended by its limits.
     #[error("{0}")]
     Limit(String),
-    /// Fields that contradict each other.
-    #[error("{}", problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n"))]
+    /// Fields that contradict each other, or name files that aren't there.
+    #[error("{shown}")]
     Invalid {
         /// Each with its field's path.
         problems: Vec<Problem>,
+        /// All of them, with the places where they are written.
+        shown: String,
     },
     /// The user ended Kiln.
     #[error("interrupted")]
@@ -150,10 +156,6 @@ fn finish(raw: Raw) -> Result<Evaluated, ProfileError> {
     let unfit = |e: serde_json::Error| ProfileError::Internal(format!("it doesn't fit the types: {e}"));
     let json: serde_json::Value = serde_json::from_str(&raw.json).map_err(unfit)?;
     let system: System = serde_json::from_str(&raw.json).map_err(unfit)?;
-    let problems = validate::validate(&system);
-    if !problems.is_empty() {
-        return Err(ProfileError::Invalid { problems });
-    }
     let Raw { inputs, root, folder, roots, .. } = raw;
     Ok(Evaluated { system, json, inputs, root, folder, roots })
 }

@@ -12,7 +12,7 @@ use nickel_lang_core::serialize::{ExportFormat, to_string, validate};
 
 use super::project::Project;
 use super::sources::{LoadError, OWN, Sources};
-use super::{EvalRequest, ProfileError, Raw, diagnostics, sets};
+use super::{EvalRequest, ProfileError, Raw, diagnostics, quoting, sets};
 
 /// Stack for parsing and exporting deeply nested values, in bytes. Nickel recurses there.
 const STACK: usize = 256 << 20;
@@ -40,6 +40,16 @@ pub(super) fn evaluate_on_big_stack(request: &EvalRequest) -> Result<Raw, Profil
 }
 
 fn evaluate(request: &EvalRequest) -> Result<Raw, ProfileError> {
+    match evaluate_once(request) {
+        Err(ProfileError::Nickel(text)) => {
+            let hints = quoting::hints(request, &text, &|request| evaluate_once(request).map(drop));
+            Err(ProfileError::Nickel(text + &hints))
+        }
+        other => other,
+    }
+}
+
+fn evaluate_once(request: &EvalRequest) -> Result<Raw, ProfileError> {
     let project = Project::of(&request.profile, &request.roots)?;
     let format = format_of(&project.profile)?;
     let mut vm: Vm = VmContext::new(CacheHub::new(), io::sink(), NullReporter {});
@@ -47,6 +57,15 @@ fn evaluate(request: &EvalRequest) -> Result<Raw, ProfileError> {
     let json = load_and_export(request, &project, format, &mut vm, &mut sources)?;
     if let Some(path) = sources.stranger(&vm.import_resolver) {
         return Err(ProfileError::Internal(format!("Nickel read {path}, which was not admitted")));
+    }
+    if let Ok(system) = serde_json::from_str(&json) {
+        let mut problems = super::validate::validate(&system);
+        problems.extend(super::named::missing(&system, &project));
+        if !problems.is_empty() {
+            let hub = &vm.import_resolver;
+            let shown = diagnostics::render_problems(hub, &sources, &problems, request.color);
+            return Err(ProfileError::Invalid { problems, shown });
+        }
     }
     let folder = project.folder().to_owned();
     let Project { root, roots, .. } = project;

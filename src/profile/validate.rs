@@ -5,12 +5,14 @@ mod publish;
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::system::test::Check;
 use crate::system::{ExtraFs, Set, Sudo, System};
 use crate::units::{Bytes, MIB};
 
 /// Something wrong with a system.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// The field's path, as in `users.web.uid`.
     pub field: String,
@@ -60,6 +62,10 @@ fn checks(set: &str, checks_of: &Set<Check>, found: &mut Vec<Problem>) {
             problem(found, at("command"), "it is empty: give a shell command");
         }
         if let Some(data) = &check.user_data {
+            if !data.checks.values().any(|check| check.enable) {
+                let message = "it is empty: say what the user-data is to bring about, else nothing is tested";
+                problem(found, at("user_data.checks"), message);
+            }
             checks(&at("user_data.checks"), &data.checks, found);
         }
     }
