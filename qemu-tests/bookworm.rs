@@ -5,6 +5,7 @@ use std::process::Command;
 
 use kiln::units::{Bytes, GIB};
 use kiln::vm::disk::Image;
+use kiln::vm::until_settled;
 
 use crate::bake::{finished, folder_in, shared_store};
 use crate::machine::{self, KILN, SETTLED, said};
@@ -29,8 +30,8 @@ fn bookworm_boots_and_grows() {
     let image = folder.path().join("out/bookworm.raw");
     let mut setup = machine::setup(&image);
     setup.disk_size = Some(Bytes(Image::open(&image).expect("an image").size.0 + 2 * GIB));
-    machine::with_channel(setup, |channel| {
-        let settled = channel.wait_until_settled(SETTLED).unwrap_or_else(|e| panic!("{e}"));
+    machine::with_channel(setup, |vm, channel| {
+        let settled = until_settled(vm, channel, SETTLED).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!((settled.state.as_str(), settled.failed.len()), ("running", 0), "{settled:?}");
         assert_eq!(said(channel, ". /etc/os-release; echo $VERSION_CODENAME").trim(), "bookworm");
         assert_eq!(said(channel, "dpkg --verify; dpkg --audit"), "");

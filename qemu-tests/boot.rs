@@ -2,21 +2,21 @@
 
 use std::time::Duration;
 
-use kiln::vm::{BootFailure, Firmware, VmError};
+use kiln::vm::{BootFailure, Boots, VmError};
 
 use crate::machine;
 
 #[test]
 fn an_empty_disk_under_bios_is_named_at_once() {
-    empty_disk(Firmware::Seabios, BootFailure::NoBootableDevice);
+    empty_disk(Boots::Seabios, BootFailure::NoBootableDevice);
 }
 
 #[test]
 fn an_empty_disk_under_uefi_is_named_soon() {
-    empty_disk(Firmware::Ovmf, BootFailure::NoLoader);
+    empty_disk(Boots::Ovmf, BootFailure::NoLoader);
 }
 
-fn empty_disk(firmware: Firmware, expected: BootFailure) {
+fn empty_disk(firmware: Boots, expected: BootFailure) {
     let folder = tempfile::tempdir().expect("a folder");
     let image = folder.path().join("empty.raw");
     std::fs::File::create(&image).and_then(|f| f.set_len(64 << 20)).expect("an empty disk");

@@ -111,6 +111,12 @@ fn check_that_fails() {
 }
 
 #[test]
+fn system_that_takes_no_credentials() {
+    let profile = "kernel.arguments.\"systemd.import_credentials\" = \"no\"";
+    by_profile("minimal", profile, &Named::under_bios("no-agent", "did not start what answers Kiln"));
+}
+
+#[test]
 fn root_that_no_disk_has() {
     by_bytes("minimal", &Named::under_bios("initramfs-shell", "does not exist"), |disk| {
         let at = find(disk, b"root=PARTUUID=").expect("the kernel's argument");

@@ -8,7 +8,7 @@ use kiln::units::{Bytes, GIB};
 use kiln::vm::ec2::{Metadata, PublicKey};
 use kiln::vm::imds::version_1;
 use kiln::vm::ssh::{Key, Ssh};
-use kiln::vm::{Firmware, Guest, Instance, Vm, VmError};
+use kiln::vm::{Boots, Guest, Instance, Vm, VmError, until_settled};
 
 use crate::machine::{self, COMMAND, SETTLED, SHUTDOWN};
 
@@ -44,7 +44,7 @@ fn instance(key: &Key, word: &str) -> Instance {
 
 /// Boots an instance from the server's image and hands a login to `check`. When KVM breaks down, it is booted once more under
 /// emulation.
-fn boots(firmware: Firmware, instance: &Instance, key: &Key, check: impl Fn(&Vm, Ssh<'_>)) {
+fn boots(firmware: Boots, instance: &Instance, key: &Key, check: impl Fn(&Vm, Ssh<'_>)) {
     let image = machine::image("server");
     let mut setup = machine::setup(&image).ec2(instance.clone());
     setup.firmware = firmware;
@@ -78,8 +78,8 @@ fn said(guest: &mut dyn Guest, script: &str) -> String {
 }
 
 /// What every instance must be like once it is up.
-fn is_that_instance(guest: &mut dyn Guest, instance: &Instance, word: &str) {
-    let settled = guest.wait_until_settled(SETTLED).unwrap_or_else(|e| panic!("{e}"));
+fn is_that_instance(vm: &Vm, guest: &mut dyn Guest, instance: &Instance, word: &str) {
+    let settled = until_settled(vm, guest, SETTLED).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!((settled.state.as_str(), settled.failed.len()), ("running", 0), "{:?}", settled.failed);
     let result = said(guest, "cloud-init status --wait >/dev/null; cat /run/cloud-init/result.json");
     assert!(result.contains("DataSourceEc2Local") && result.contains("\"errors\": []"), "{result}");
@@ -141,8 +141,8 @@ fn under_bios_it_is_launched_restarted_and_alone() {
     let key =
         Key::generate(&machine::qemu(), &machine::cache().join("scratch")).unwrap_or_else(|e| panic!("{e}"));
     let instance = instance(&key, "first");
-    boots(Firmware::Seabios, &instance, &key, |vm, mut ssh| {
-        is_that_instance(&mut ssh, &instance, "first");
+    boots(Boots::Seabios, &instance, &key, |vm, mut ssh| {
+        is_that_instance(vm, &mut ssh, &instance, "first");
         assert_eq!(version_1(&vm.metadata_log()), (0, 0), "cloud-init needs no version 1");
         assert_eq!(version_1_status(&mut ssh), "401");
         assert_eq!(version_1(&vm.metadata_log()), (0, 1));
@@ -151,7 +151,7 @@ fn under_bios_it_is_launched_restarted_and_alone() {
         // The same disk boots again: nothing that belongs to the first boot is done once more.
         let mut ssh = ssh.reboot(LAUNCH).unwrap_or_else(|e| panic!("{e}"));
         println!("logged in again after {:.1} s", vm.age().as_secs_f64());
-        is_that_instance(&mut ssh, &instance, "first");
+        is_that_instance(vm, &mut ssh, &instance, "first");
     });
 }
 
@@ -162,8 +162,8 @@ fn under_uefi_it_is_another_one_from_the_same_image() {
         Key::generate(&machine::qemu(), &machine::cache().join("scratch")).unwrap_or_else(|e| panic!("{e}"));
     let mut instance = instance(&key, "second");
     instance.metadata = Metadata::Optional;
-    boots(Firmware::Ovmf, &instance, &key, |vm, mut ssh| {
-        is_that_instance(&mut ssh, &instance, "second");
+    boots(Boots::Ovmf, &instance, &key, |vm, mut ssh| {
+        is_that_instance(vm, &mut ssh, &instance, "second");
         assert_eq!(version_1_status(&mut ssh), "200");
         assert_eq!(version_1(&vm.metadata_log()), (1, 0));
         assert_eq!(said(&mut ssh, "test -d /sys/firmware/efi && echo uefi"), "uefi");

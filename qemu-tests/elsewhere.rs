@@ -35,7 +35,7 @@ fn another_machine_at_another_time_gives_the_same_bytes() {
     let mut setup = machine::setup(&image);
     setup.clock = Some(THEN.parse().expect("a time"));
     setup.memory = Bytes(4 * GIB);
-    machine::with_channel(setup, |channel| {
+    machine::with_channel(setup, |_, channel| {
         assert_eq!(said(channel, "date -u +%Y").trim(), "2038");
         let script = "export HOME=/root PATH=/usr/sbin:/usr/bin\n\
              /usr/local/bin/kiln --store /srv/store build /srv/project/same.ncl -o /srv/out --offline --format raw,qcow2 2>&1";

@@ -137,13 +137,13 @@ pub fn start(setup: Setup) -> Vm {
 
 /// Boots a machine and hands it to `check` with a channel into it. When KVM breaks down under it, it is booted once more
 /// under emulation.
-pub fn with_channel(mut setup: Setup, check: impl Fn(&mut Channel<'_>)) -> Vm {
+pub fn with_channel(mut setup: Setup, check: impl Fn(&Vm, &mut Channel<'_>)) -> Vm {
     setup.channel = true;
     setup.reboots = false;
     let vm = start(setup.clone());
     match Channel::attach(&vm, BOOT) {
         Ok(mut channel) => {
-            check(&mut channel);
+            check(&vm, &mut channel);
             drop(channel);
             vm
         }

@@ -1,5 +1,6 @@
 //! `kiln run` and what keeps machines from outliving it.
 
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,9 +17,11 @@ fn kiln_run(store: &Path, image: &Path) -> Command {
     command
 }
 
+/// A disk with nothing on it but the signature of an MBR.
 fn empty_disk(folder: &Path) -> std::path::PathBuf {
     let image = folder.join("empty.raw");
-    std::fs::File::create(&image).and_then(|f| f.set_len(16 << 20)).expect("an empty disk");
+    let file = std::fs::File::create(&image).expect("a disk");
+    file.set_len(16 << 20).and_then(|()| file.write_all_at(&[0x55, 0xaa], 510)).expect("an empty disk");
     image
 }
 

@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use kiln::vm::until_settled;
+
 use crate::bake::{finished, folder_in, shared_store, store_with};
 use crate::machine::{self, KILN, SETTLED, said};
 
@@ -32,8 +34,8 @@ fn databases_and_key_stores_are_the_same_in_two_bakes() {
     fs::remove_dir_all(&store).expect("removed");
     assert_eq!(first, second);
 
-    machine::with_channel(machine::setup(&image), |channel| {
-        let settled = channel.wait_until_settled(SETTLED).unwrap_or_else(|e| panic!("{e}"));
+    machine::with_channel(machine::setup(&image), |vm, channel| {
+        let settled = until_settled(vm, channel, SETTLED).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!((settled.state.as_str(), settled.failed.len()), ("running", 0), "{settled:?}");
         assert_eq!(said(channel, "mariadb -N -e 'select 6 * 7'").trim(), "42");
         assert_eq!(

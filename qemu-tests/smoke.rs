@@ -52,6 +52,27 @@ fn server_as_an_instance_of_ec2() {
     assert!(size > 7 * 1024, "the volume has 8 GiB, the root {size} MiB");
 }
 
+/// The way in of those who rent the instance does for all checks: nothing of Kiln's is started in the guest, which here
+/// would not even take it.
+#[test]
+#[ignore = "minutes of what the instance of EC2 shows as well; run by name"]
+fn server_over_ssh_alone() {
+    let base = machine::profile("server");
+    let profile = base.with_file_name("over-ssh.ncl");
+    let text = "(import \"server.ncl\") & { kernel.arguments.\"systemd.import_credentials\" = \"no\" }\n";
+    std::fs::write(&profile, text).expect("a profile");
+    std::fs::copy(base.with_extension("lock"), profile.with_extension("lock")).expect("a lock");
+    let options = ["--platform", "ec2", "--firmware", "bios", "--over-ssh", "--again"];
+    let (output, report) = test("over-ssh", &options);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert_eq!(text(&report["machines"][0]["name"]), "ec2-seabios-nvme", "{said}");
+    for name in ["packages", "no failed unit", "login over SSH with the instance's key", "the root has grown"]
+    {
+        assert_eq!(verdict(&report, 0, name), "passed", "{name}");
+    }
+}
+
 #[test]
 fn web_under_bios() {
     let report =

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use kiln::vm::{BootFailure, Channel, Setup, Vm};
+use kiln::vm::{BootFailure, Channel, Setup, Vm, until_settled};
 
 use crate::bake::{finished, folder_in, shared_store};
 use crate::machine::{self, BOOT, KILN, SETTLED, SHUTDOWN, said};
@@ -79,7 +79,7 @@ fn runs(setup: Setup, kernel: &str, at_menu: impl Fn(&Vm), script: &str) {
     let vm = booted(setup, at_menu);
     let mut channel = Channel::attach(&vm, BOOT).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(said(&mut channel, "uname -r").trim(), kernel);
-    let settled = channel.wait_until_settled(SETTLED).unwrap_or_else(|e| panic!("{e}"));
+    let settled = until_settled(&vm, &mut channel, SETTLED).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!((settled.state.as_str(), settled.failed.len()), ("running", 0), "{settled:?}");
     said(&mut channel, script);
     drop(channel);

@@ -10,3 +10,4 @@ mod mutated;
 mod profile;
 mod reference;
 mod server;
+mod verbs;

@@ -305,7 +305,7 @@ fn growth_without_end_is_ended() {
 fn the_starter_evaluates_and_is_never_overwritten() {
     let project = Project::new(&[]);
     assert!(kiln(project.path(), &["init", "new"]).status.success());
-    assert_eq!(project.eval(&["new/image.ncl"])["name"], "image");
+    assert_eq!(project.eval(&["new/image.ncl"])["name"], "new");
     let again = kiln(project.path(), &["init", "new"]);
     assert_eq!(again.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&again.stderr).contains("is there already"));

@@ -9,7 +9,7 @@ use crate::image::ImageError;
 use crate::layout::LayoutError;
 use crate::lock::{LockError, Unsatisfied};
 use crate::profile::ProfileError;
-use crate::rootfs::RootfsError;
+use crate::rootfs::{Near, RootfsError};
 use crate::sandbox::SandboxError;
 use crate::source::debian::archive::ArchiveError;
 use crate::source::debian::deb::DebError;
@@ -36,6 +36,12 @@ pub enum BakeError {
     Stale { path: PathBuf, reasons: Unsatisfied },
     #[error("{path} is not there, and --offline forbids to make it", path = path.display())]
     NoLock { path: PathBuf },
+    #[error("{path} is not there: nothing is locked yet", path = path.display())]
+    Unlocked { path: PathBuf, profile: PathBuf },
+    #[error("`{name}` is none of the locked packages{near}")]
+    NotLocked { name: String, near: Near },
+    #[error("{file} is in the way: no build of Kiln's put it there", file = file.display())]
+    InTheWay { file: PathBuf },
     #[error("{count} files are not in the store, and --offline forbids to fetch them: {first}, …")]
     Offline { count: usize, first: String },
     #[error(transparent)]

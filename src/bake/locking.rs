@@ -1,6 +1,6 @@
 //! [`Profile`] → [`Locked`]: archives are read, packages resolved, the lock written beside the profile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use crate::digest::Digest;
 use crate::fetch::{Options, Remote};
 use crate::host::fs::{FileError, write_atomically};
 use crate::lock::{Goals, Lock, LockDiff, diff};
+use crate::rootfs::Near;
 use crate::source::debian::archive::Updater;
 use crate::source::debian::deb::Deb;
 use crate::source::debian::index::{IndexFile, LocalPackage, Universe};
@@ -86,6 +87,18 @@ impl Session<'_> {
         }
     }
 
+    /// The profile with the lock beside it; none is made.
+    ///
+    /// # Errors
+    /// [`BakeError::Unlocked`] when there is none; else as [`Session::locked`].
+    pub fn locked_already(&self, profile: Profile) -> Result<Locked, BakeError> {
+        let path = profile.lock_path();
+        match path.try_exists() {
+            Ok(false) => Err(BakeError::Unlocked { path, profile: profile.path }),
+            _ => self.locked(profile),
+        }
+    }
+
     /// Resolves the profile against its archives as they are now and writes the lock.
     ///
     /// # Errors
@@ -93,6 +106,9 @@ impl Session<'_> {
     pub fn update_lock(&self, profile: Profile, update: &Update) -> Result<LockUpdate, BakeError> {
         let path = profile.lock_path();
         let old = read_lock(&path)?;
+        if let (Some(old), Update::Packages(names)) = (&old, update) {
+            are_known(names, &profile, old)?;
+        }
         let lock = self.resolve(&profile, old.as_ref(), update)?;
         let changes = diff(old.as_ref().unwrap_or(&Lock::default()), &lock);
         if old.as_ref() != Some(&lock) {
@@ -146,6 +162,20 @@ impl Session<'_> {
         drop(task);
         lock.sort();
         Ok(lock)
+    }
+}
+
+/// Refuses names that neither the lock nor the profile has.
+fn are_known(names: &[String], profile: &Profile, old: &Lock) -> Result<(), BakeError> {
+    let wanted = profile.system().packages.iter().filter(|(_, p)| p.enable).map(|(name, _)| name.as_str());
+    let locked = old.packages.iter().map(|p| p.name.as_str());
+    let known: BTreeSet<&str> = wanted.chain(locked).collect();
+    match names.iter().find(|name| !known.contains(name.as_str())) {
+        None => Ok(()),
+        Some(name) => {
+            let near = Near::of(name, known.iter().copied());
+            Err(BakeError::NotLocked { name: name.clone(), near })
+        }
     }
 }
 

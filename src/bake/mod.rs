@@ -35,7 +35,7 @@ pub use locking::{LockUpdate, Locked, Update};
 pub use output::{Format, Manifest, Outputs};
 pub use profile::Profile;
 pub use steps::{BakedDisk, BakedTree};
-pub use test::{Subject, TestRequest, Tested, accepted, boots_under, digest_of, is_disk};
+pub use test::{LOGIN, Subject, TestRequest, Tested, accepted, boots_under, digest_of, is_disk};
 pub use watch::{Advance, Unwatched, Watch};
 pub use why::{StepState, Why};
 
@@ -71,6 +71,8 @@ impl Session<'_> {
     /// [`BakeError`] of the phase that failed. Nothing half-made stands under a final name.
     pub fn build(&self, request: &BuildRequest) -> Result<Outputs, BakeError> {
         let profile = self.evaluate(&request.profile)?;
+        let name = &profile.system().name;
+        output::refuse_foreign(&output::folder_of(request, name), name, &request.formats)?;
         let locked = self.locked(profile)?;
         match self.bake(&locked, request) {
             // What is damaged has been moved aside: a second time it is fetched or made again.

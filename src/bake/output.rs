@@ -162,7 +162,8 @@ impl Session<'_> {
         request: &BuildRequest,
     ) -> Result<Outputs, BakeError> {
         let system = locked.profile.system();
-        let folder = request.out.clone().unwrap_or_else(|| Path::new("out").join(&system.name));
+        let folder = folder_of(request, &system.name);
+        refuse_foreign(&folder, &system.name, &request.formats)?;
         fs::create_dir_all(&folder).map_err(FileError::at("can't make the folder", &folder))?;
         let _lock = self.store.lock_name(&folder.to_string_lossy(), &self.waiting("output"))?;
         let mut stamps = read_stamps(&folder);
@@ -289,6 +290,11 @@ impl Session<'_> {
     }
 }
 
+/// Where the files go.
+pub(super) fn folder_of(request: &BuildRequest, name: &str) -> PathBuf {
+    request.out.clone().unwrap_or_else(|| Path::new("out").join(name))
+}
+
 fn manifest(
     locked: &Locked,
     disk: &BakedDisk,
@@ -318,6 +324,26 @@ fn manifest(
     }
 }
 
+/// Refuses to replace files that no build put there: those of a folder without a manifest of Kiln's.
+pub(super) fn refuse_foreign(folder: &Path, name: &str, formats: &[Format]) -> Result<(), BakeError> {
+    if is_ours(folder) {
+        return Ok(());
+    }
+    let images = formats.iter().map(|format| format!("{name}.{}", format.extension()));
+    let mut files = [MANIFEST.to_owned(), STAMP.to_owned()].into_iter().chain(images);
+    match files.find(|file| fs::symlink_metadata(folder.join(file)).is_ok()) {
+        Some(file) => Err(BakeError::InTheWay { file: folder.join(file) }),
+        None => Ok(()),
+    }
+}
+
+/// Whether a build left its outputs in the folder. Of later versions' manifests only the beginning need be known.
+fn is_ours(folder: &Path) -> bool {
+    let manifest = fs::read(folder.join(MANIFEST)).unwrap_or_default();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap_or_default();
+    manifest["kiln"].is_string() && manifest["blocks"].is_string() && manifest["images"].is_array()
+}
+
 /// Copies a file of the store to the output folder, under a temporary name first. The store's own file must not be
 /// linked: a machine that is run from the output would change it.
 fn place(from: &Path, target: &Path) -> Result<(), BakeError> {
@@ -344,4 +370,25 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<(), BakeError> {
         return Ok(());
     }
     Ok(write_atomically(path, json.as_bytes())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_build_left_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let check =
+            |formats: &[Format]| refuse_foreign(folder.path(), "web", formats).map_err(|e| e.to_string());
+        assert_eq!(check(&[Format::Raw]), Ok(()));
+        fs::write(folder.path().join("notes.txt"), "").unwrap();
+        fs::write(folder.path().join("web.qcow2"), "mine").unwrap();
+        assert_eq!(check(&[Format::Raw]), Ok(()));
+        assert!(check(&[Format::Raw, Format::Qcow2]).unwrap_err().contains("web.qcow2 is in the way"));
+        fs::write(folder.path().join(MANIFEST), "{\"name\": \"an app\"}").unwrap();
+        assert!(check(&[Format::Raw]).unwrap_err().contains("manifest.json is in the way"));
+        fs::write(folder.path().join(MANIFEST), "{\"kiln\":\"9\",\"blocks\":\"ab\",\"images\":[]}").unwrap();
+        assert_eq!(check(&[Format::Raw, Format::Qcow2]), Ok(()));
+    }
 }

@@ -15,6 +15,7 @@ use crate::boot;
 use crate::digest::Digest;
 use crate::image::{self, WriteJob};
 use crate::layout::{self, Ids, Layout, LayoutRequest};
+use crate::profile::FieldPath;
 use crate::rootfs::{self, ComposeContext, Composed, SandboxWork};
 use crate::sandbox::{self, CustomiseJob, DebFile, InstallJob, Installed, SandboxError, Script};
 use crate::store::{Inputs, StepResult, Store};
@@ -343,8 +344,8 @@ pub(super) fn packages_inputs(locked: &Locked) -> Inputs {
     let inputs = Inputs::new("packages", 1)
         .with("code", env!("KILN_CODE_PACKAGES"))
         .with("arch", system.arch)
-        .with("epoch", locked.epoch())
-        .with("debconf", json!(system.debconf));
+        .with("epoch", locked.epoch());
+    let inputs = leaves(inputs, "", &mut vec!["debconf".to_owned()], &json!(system.debconf));
     package_fields(inputs, &locked.lock.packages)
 }
 
@@ -357,13 +358,28 @@ pub(super) fn tree_inputs(locked: &Locked, packages: &StepResult) -> Result<Inpu
         // What is tested of an image is no part of it, nor is where it goes.
         let shapes = |field: &str| !matches!(field, "test" | "publish");
         for (field, value) in fields.iter().filter(|(field, _)| shapes(field)) {
-            inputs = inputs.with(format!("profile {field}"), shown(value));
+            inputs = leaves(inputs, "profile ", &mut vec![field.clone()], value);
         }
     }
     for (name, digest) in sources::digests(&locked.profile)? {
         inputs = inputs.with(format!("file {name}"), digest);
     }
     Ok(inputs)
+}
+
+/// Adds each value below `path` as an input of its own, so that a change can be told by its field.
+fn leaves(mut inputs: Inputs, what: &str, path: &mut Vec<String>, value: &serde_json::Value) -> Inputs {
+    match value {
+        serde_json::Value::Object(fields) if !fields.is_empty() => {
+            for (name, value) in fields {
+                path.push(name.clone());
+                inputs = leaves(inputs, what, path, value);
+                path.pop();
+            }
+            inputs
+        }
+        value => inputs.with(format!("{what}{}", FieldPath(path.clone())), shown(value)),
+    }
 }
 
 /// A value as it stands in a key: itself while it is short, else its digest.
@@ -412,6 +428,22 @@ pub(super) fn open_image(store: &Store, image: &RawImage) -> Result<fs::File, Ba
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_value_of_a_record_is_an_input_of_its_own() {
+        let value = json!({ "/etc/motd": { "text": "hi", "mode": "0644" }, "none": {}, "list": [1, 2] });
+        let inputs = leaves(Inputs::new("tree", 1), "profile ", &mut vec!["files".to_owned()], &value);
+        let fields: Vec<String> = inputs.fields.iter().map(|(k, v)| format!("{k}: {v}")).collect();
+        assert_eq!(
+            fields,
+            [
+                "profile files.\"/etc/motd\".mode: \"0644\"",
+                "profile files.\"/etc/motd\".text: \"hi\"",
+                "profile files.list: [1,2]",
+                "profile files.none: {}"
+            ]
+        );
+    }
 
     #[test]
     fn paths_read_back() {

@@ -1,5 +1,5 @@
-//! An image's smoke tests: [`BakedDisk`] → [`TestedImage`]. A verdict is kept under the image's digest and the plan's, so
-//! that the same bytes are never tested twice in the same way.
+//! An image's smoke tests: [`BakedDisk`] → [`TestedImage`]. That bytes passed is kept under the image's digest and the plan's:
+//! they are not tested again in the same way. A failure may be the host's, and is never kept.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -15,6 +15,7 @@ use crate::artifact::RawImage;
 use crate::check::disk::{Expect, inspect};
 use crate::check::plan::{DiskFacts, Only};
 use crate::check::report::{CheckResult, Report, Verdict};
+use crate::check::written::BadCheck;
 use crate::check::{Plan, written};
 use crate::digest::Digest;
 use crate::format::qcow2;
@@ -74,8 +75,8 @@ pub struct Subject<'a> {
     pub login: String,
 }
 
-/// Who logs in when the profile says nothing: cloud-init's own default on Debian.
-const LOGIN: &str = "debian";
+/// Who logs in when no profile says who: cloud-init's own default on Debian.
+pub const LOGIN: &str = "debian";
 
 impl Session<'_> {
     /// The plan for a baked disk.
@@ -92,7 +93,15 @@ impl Session<'_> {
         let checks = written::written(&system.test.checks, &read)?;
         let root = disk.layout.partitions.last().map(crate::layout::Partition::offset);
         let facts = DiskFacts { size: disk.image.size, root: root.unwrap_or_default() };
-        Ok(Plan::of_system(system, &self.load_tree(tree)?, facts, checks))
+        let plan = Plan::of_system(system, &self.load_tree(tree)?, facts, checks);
+        match plan.name_taken_twice() {
+            None => Ok(plan),
+            Some(name) => {
+                let why =
+                    "a check that follows from the rest of the profile has this name: give yours another";
+                Err(BadCheck { name: name.to_owned(), why: why.to_owned() }.into())
+            }
+        }
     }
 
     /// Tests a baked disk.
@@ -163,8 +172,13 @@ impl Session<'_> {
         let scratch = self.store.scratch("test")?;
         let qemu = qemu()?;
         let job = job(subject, plan, statics(subject, plan)?, &qemu, request, scratch.path());
+        smoke::forget(&request.evidence, plan, subject.path);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let report = smoke::run(&job, listener, i64::try_from(now).unwrap_or(0))?;
+        let report = smoke::run(&job, listener, i64::try_from(now).unwrap_or(0));
+        for overlay in smoke::overlays(&request.evidence, plan) {
+            self.store.keep_under(&overlay, &subject.name, subject.path)?;
+        }
+        let report = report?;
         let after = digest_of(subject.path)?;
         if after != subject.digest {
             let (before, after) = (subject.digest.short(), after.short());

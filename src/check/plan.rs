@@ -1,5 +1,7 @@
 //! Which machines an image is booted on, and what is checked on each: a value, made before anything is started.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use super::{Check, What, derive};
@@ -19,23 +21,23 @@ pub enum Platform {
     Ec2,
 }
 
-/// The firmware that starts it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// The firmware that starts the boot loader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Boots {
-    /// SeaBIOS.
+    /// SeaBIOS: the classic PC BIOS.
     Seabios,
     /// OVMF: UEFI.
     Ovmf,
 }
 
-/// How its disk is attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// How the disk is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Bus {
-    /// virtio-blk.
+    /// virtio-blk on PCI, as on most clouds.
     Virtio,
-    /// NVMe.
+    /// NVMe, as on EC2's Nitro machines.
     Nvme,
 }
 
@@ -63,6 +65,8 @@ pub struct MachinePlan {
 pub struct Plan {
     /// The machines, in the order in which they are started.
     pub machines: Vec<MachinePlan>,
+    /// What says the same on every machine, and takes its time: it is asked on the first that has no user-data.
+    pub once: Vec<Check>,
     /// Firmware that the image is to boot under, for the checks of the disk.
     pub firmware: Firmware,
     /// Whether it is to have a console on the serial port.
@@ -145,8 +149,10 @@ impl Plan {
             None => Bytes(disk.size.0 + GROWTH),
         });
         let disk_size = grown.or(test.disk_size).filter(|size| *size > disk.size);
+        let (once, mut everywhere) = once_apart(checks.everywhere);
         let mut plan = Plan {
             machines: Vec::new(),
+            once,
             firmware: system.boot.firmware,
             serial: system.boot.consoles.iter().any(|c| c.starts_with("ttyS")),
             memory: if test.memory.0 == 0 { Bytes(GIB) } else { test.memory },
@@ -155,7 +161,6 @@ impl Plan {
             boot_limit: test.boot_limit.max(1),
             imds: test.imds,
         };
-        let mut everywhere = checks.everywhere.clone();
         if let Some(size) = disk_size.filter(|_| system.disk.grow && test.derived.mounts) {
             let at_least = (size.0 - disk.root.0.min(size.0)) / 100 * DATA_SHARE;
             everywhere.push(Check::new("the root has grown", What::RootSize { at_least }));
@@ -174,22 +179,32 @@ impl Plan {
         for check in checks.instances {
             plan.add_instance(check);
         }
-        plan.once_only();
         plan
     }
 
-    /// What says the same on every machine, and takes its time, is asked on the first only.
-    fn once_only(&mut self) {
-        for machine in self.machines.iter_mut().skip(1) {
-            machine.checks.retain(|check| !matches!(check.what, What::Packages { .. }));
-        }
+    /// What is checked on one of its machines, in this order.
+    pub fn checks_of<'a>(&'a self, machine: &'a MachinePlan) -> impl Iterator<Item = &'a Check> {
+        let first = self.machines.iter().find(|m| m.user_data.is_none());
+        let once = if first.is_some_and(|first| first.name == machine.name) { &self.once[..] } else { &[] };
+        machine.checks.iter().chain(once)
+    }
+
+    /// The name of a check that another one on the same machine has as well.
+    #[must_use]
+    pub fn name_taken_twice(&self) -> Option<&str> {
+        self.machines.iter().find_map(|machine| {
+            let mut seen = BTreeSet::new();
+            self.checks_of(machine).find(|check| !seen.insert(&check.name)).map(|check| check.name.as_str())
+        })
     }
 
     /// The plan for an image of which nothing is known but what it boots under.
     #[must_use]
     pub fn of_image(firmware: Firmware, platform: Platform) -> Plan {
+        let (once, checks) = once_apart(derive::of_any_system());
         let mut plan = Plan {
             machines: Vec::new(),
+            once,
             firmware,
             serial: false,
             memory: Bytes(GIB),
@@ -198,12 +213,10 @@ impl Plan {
             boot_limit: 120,
             imds: Imds::Required,
         };
-        let checks = derive::of_any_system();
         match platform {
             Platform::Plain => plan.add_plain(&[Bus::Virtio, Bus::Nvme], &checks),
             Platform::Ec2 => plan.add_ec2(&checks, true),
         }
-        plan.once_only();
         plan
     }
 
@@ -268,8 +281,6 @@ impl Plan {
     /// Leaves out the machines that are not wanted. What is done on one machine only moves to the first that is left.
     pub fn keep(&mut self, only: Only) {
         let reboot = self.machines.iter().find_map(|m| m.reboot.clone());
-        let is_packages = |check: &&Check| matches!(check.what, What::Packages { .. });
-        let packages = self.machines.iter().find_map(|m| m.checks.iter().find(is_packages).cloned());
         self.machines.retain(|m| {
             only.platform.is_none_or(|p| p == m.platform)
                 && only.firmware.is_none_or(|f| f == m.firmware)
@@ -277,12 +288,6 @@ impl Plan {
         });
         if let (Some(first), Some(name)) = (self.machines.first_mut(), reboot) {
             first.reboot = Some(name);
-        }
-        let whole = self.machines.iter_mut().find(|m| m.user_data.is_none());
-        if let (Some(machine), Some(check)) = (whole, packages)
-            && !machine.checks.contains(&check)
-        {
-            machine.checks.push(check);
         }
     }
 
@@ -297,6 +302,11 @@ impl Plan {
     pub fn footprint(&self) -> Bytes {
         Bytes(self.memory.0 + 400 * MIB)
     }
+}
+
+/// Checks that are made on one machine only, and the others.
+fn once_apart(checks: Vec<Check>) -> (Vec<Check>, Vec<Check>) {
+    checks.into_iter().partition(|check| matches!(check.what, What::Packages { .. }))
 }
 
 impl Boots {
@@ -374,7 +384,7 @@ mod tests {
         assert_eq!(plan.machines[0].reboot.as_deref(), Some("survives"));
         assert!(plan.machines[0].checks.iter().any(|c| c.name == "the root has grown"));
         let verified = |plan: &Plan| -> Vec<bool> {
-            plan.machines.iter().map(|m| m.checks.iter().any(|c| c.name == "packages")).collect()
+            plan.machines.iter().map(|m| plan.checks_of(m).any(|c| c.name == "packages")).collect()
         };
         assert_eq!(verified(&plan), [true, false, false, false, false, false, false]);
         let all = plan.digest();
@@ -383,6 +393,16 @@ mod tests {
         assert_eq!(plan.machines[0].reboot.as_deref(), Some("survives"));
         assert_eq!(verified(&plan), [true, false]);
         assert_ne!(plan.digest(), all);
+    }
+
+    #[test]
+    fn a_name_that_is_taken_twice_is_found() {
+        let check =
+            |name: &str| Check::new(name, What::Command { command: "true".into(), status: 0, output: None });
+        let plan = |name: &str| Plan::of_system(&system(), &Tree::new(), DISK, vec![check(name)]);
+        assert_eq!(plan("our own").name_taken_twice(), None);
+        assert_eq!(plan("packages").name_taken_twice(), Some("packages"));
+        assert_eq!(plan("the root has grown").name_taken_twice(), Some("the root has grown"));
     }
 
     #[test]

@@ -58,12 +58,11 @@ impl Finding {
 /// # Errors
 /// When something is missing without which nothing can be built.
 pub fn run(_args: &Args, cx: &Context) -> Result<(), Failure> {
-    let root = cx.store.clone().map_or_else(Store::default_root, Ok)?;
-    let open = Store::open(&root);
+    let open = super::store::open_existing(cx);
     let mut findings =
         vec![kernel(), store(&open), room("temporary files", &std::env::temp_dir(), TMP_WANTED, "TMPDIR")];
     findings.push(scripts());
-    findings.extend(open.ok().map(|store| machines(&store)));
+    findings.push(machines(open.ok().as_ref()));
     let bad = findings.iter().filter(|f| f.state == State::Bad).count();
     cx.print(&findings, || findings.iter().map(|f| line(f, cx.color)).collect())?;
     match bad {
@@ -111,12 +110,30 @@ fn kernel() -> Finding {
 
 fn store(open: &Result<Store, StoreError>) -> Finding {
     match open {
-        Ok(store) => room("store", store.root(), STORE_WANTED, "KILN_STORE or --store"),
+        Ok(store) => room("store", store.root(), STORE_WANTED, SETTING),
+        Err(StoreError::Absent(root)) => to_be_made(root),
         Err(e) => {
             let advice = e.hint().unwrap_or("name a folder that you may write to with --store or KILN_STORE");
             Finding::not("store", State::Bad, e.to_string(), advice)
         }
     }
+}
+
+/// What names another place for the store.
+const SETTING: &str = "KILN_STORE or --store";
+
+/// A store that the first build makes: in the nearest folder above it that is there.
+fn to_be_made(root: &Path) -> Finding {
+    let above = root.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
+    if nix::unistd::access(above, nix::unistd::AccessFlags::W_OK).is_err() {
+        let advice = format!("name another folder with {SETTING}");
+        let found =
+            format!("{}: it isn't there yet, and you may not write into {}", root.display(), above.display());
+        return Finding::not("store", State::Bad, found, advice);
+    }
+    let mut finding = room("store", above, STORE_WANTED, SETTING);
+    finding.found += &format!(" for {}, which the first build makes", root.display());
+    finding
 }
 
 /// Whether there is room in a folder's file system.
@@ -139,9 +156,13 @@ fn room(what: &'static str, folder: &Path, wanted: Bytes, setting: &str) -> Find
 }
 
 /// Whether machines run at full speed: the QEMU of a locked tools tree is asked, else the host's.
-fn machines(store: &Store) -> Finding {
+fn machines(store: Option<&Store>) -> Finding {
     let what = "machines";
-    let tools = store.dirs().unwrap_or_default().into_iter().find_map(|tree| Qemu::tools(&tree).ok());
+    let tools = store
+        .and_then(|store| store.dirs().ok())
+        .unwrap_or_default()
+        .into_iter()
+        .find_map(|tree| Qemu::tools(&tree).ok());
     let Some(qemu) = tools.map_or_else(|| Qemu::host().ok(), Some) else {
         return match std::fs::File::options().read(true).write(true).open("/dev/kvm") {
             Ok(_) => {
@@ -151,8 +172,7 @@ fn machines(store: &Store) -> Finding {
             Err(e) => slow(&format!("/dev/kvm: {e}")),
         };
     };
-    let kvm = store
-        .scratch("doctor")
+    let kvm = tempfile::tempdir()
         .map_err(|e| e.to_string())
         .and_then(|scratch| probe::kvm(&qemu, scratch.path(), None).map_err(|e| e.to_string()));
     let kvm = kvm.unwrap_or_else(Verdict::Broken);
@@ -187,6 +207,8 @@ mod tests {
         let finding = room("store", folder.path(), Bytes(1 << 60), "KILN_STORE");
         assert_eq!(finding.state, State::Poor);
         assert!(finding.advice.unwrap().contains("1048576 TiB") && finding.found.contains("free"));
+        let absent = to_be_made(&folder.path().join("not/yet"));
+        assert!(absent.found.contains("not/yet, which the first build makes"), "{}", absent.found);
         assert_eq!(room("x", Path::new("/nonexistent"), Bytes(1), "TMPDIR").state, State::Bad);
     }
 }

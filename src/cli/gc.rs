@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::report::Failure;
 use super::{Context, store};
-use crate::store::{GcOptions, GcReport};
+use crate::store::{GcOptions, GcReport, StoreError};
 use crate::units::Bytes;
 
 /// Arguments of `kiln gc`.
@@ -30,7 +30,10 @@ pub struct Args {
 /// # Errors
 /// When another process is using the store, or something can't be removed.
 pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
-    let store = store::open(cx)?;
+    let store = match store::open_existing(cx) {
+        Err(StoreError::Absent(root)) => return store::absent(&root, cx),
+        store => store?,
+    };
     let options = GcOptions {
         max_size: args.max_size,
         keep: args.keep,

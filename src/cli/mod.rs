@@ -55,13 +55,15 @@ struct Global {
     /// Print the result as JSON, for machines
     #[arg(long, global = true, help_heading = "Everywhere")]
     json: bool,
-    /// Where results are kept [default: $XDG_CACHE_HOME/kiln]
-    #[arg(long, global = true, env = "KILN_STORE", value_name = "DIR", help_heading = "Everywhere")]
+    // KILN_STORE is read where the default is: one that is set and empty counts as not set.
+    /// Where results are kept [default: $KILN_STORE, else $XDG_CACHE_HOME/kiln]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Everywhere")]
     store: Option<PathBuf>,
-    /// Say more; twice for everything
+    /// Say more: each step with its key, whether its result was kept, and how long it took; the programs that are run.
+    /// Twice for everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Everywhere")]
     verbose: u8,
-    /// Say only what went wrong
+    /// Show no progress: only the result, and what went wrong
     #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Everywhere")]
     quiet: bool,
 }
@@ -117,7 +119,8 @@ impl Context {
     fn new(global: Global) -> Context {
         let terminal = nix::unistd::isatty(std::io::stderr()).unwrap_or(false);
         let color = terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-        let progress = match (global.quiet, global.json || !terminal) {
+        // Lines of a log and bars would write over each other.
+        let progress = match (global.quiet, global.json || !terminal || global.verbose > 0) {
             (true, _) => Progress::silent(),
             (false, true) => Progress::lines(),
             (false, false) => Progress::bars(color),
@@ -149,24 +152,37 @@ impl Context {
     }
 }
 
+/// Warnings always; once verbose, what Kiln itself tells; twice, what its libraries tell as well.
 fn start_tracing(verbose: u8, color: bool) {
     use tracing::level_filters::LevelFilter;
     use tracing_subscriber::filter::Targets;
-    use tracing_subscriber::layer::SubscriberExt;
-    use tracing_subscriber::util::SubscriberInitExt;
-    let level = [LevelFilter::WARN, LevelFilter::DEBUG, LevelFilter::TRACE][usize::from(verbose.min(2))];
+    use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+    use tracing_subscriber::util::SubscriberInitExt as _;
     // The AWS SDK writes requests into its log, tokens and all; what lies below it says nothing that helps a user.
     let quiet = ["aws", "h2", "hyper", "rustls"].map(|target| (target, LevelFilter::ERROR));
-    let subscriber = tracing_subscriber::fmt()
+    let targets = match verbose {
+        0 => Targets::new().with_default(LevelFilter::WARN),
+        1 => Targets::new().with_default(LevelFilter::WARN).with_target("kiln", LevelFilter::DEBUG),
+        _ => Targets::new().with_default(LevelFilter::TRACE),
+    };
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(color)
-        .with_max_level(level)
         .with_target(false)
         .without_time()
-        .finish()
-        .with(Targets::new().with_default(level).with_targets(quiet));
+        .with_filter(targets.with_targets(quiet));
     // A second subscriber in the same process (tests) is no failure.
-    let _ = subscriber.try_init();
+    let _ = tracing_subscriber::registry().with(lines).try_init();
+}
+
+/// An error of the command line as one of Kiln's own: what is wrong, and how the verb is called.
+fn usage_failure(usage: &clap::Error) -> Failure {
+    let text = usage.render().to_string();
+    let text = text.trim().strip_prefix("error: ").unwrap_or(text.trim());
+    let (message, rest) = text.split_once("\n\nUsage: ").unwrap_or((text, ""));
+    let call = rest.lines().next().unwrap_or_default();
+    let failure = Failure::usage("usage", message.trim());
+    if call.is_empty() { failure } else { failure.hint(format!("usage: {call}")) }
 }
 
 /// The whole command with its verbs, as completions, the manual and the reference are made from it.
@@ -183,8 +199,15 @@ pub fn command() -> clap::Command {
 
 /// Parses `args`, runs the verb and answers the exit status.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> Status {
+    let args: Vec<OsString> = args.into_iter().collect();
+    // What follows `--` is a guest's.
+    let json = args.iter().take_while(|arg| *arg != "--").any(|arg| arg == "--json");
     let cli = match command().try_get_matches_from(args).and_then(|m| Cli::from_arg_matches(&m)) {
         Ok(cli) => cli,
+        Err(usage) if json && usage.use_stderr() => {
+            usage_failure(&usage).print(true, false);
+            return Status::Usage;
+        }
         Err(usage) => {
             let _ = usage.print();
             return if usage.use_stderr() { Status::Usage } else { Status::Done };
@@ -223,5 +246,20 @@ fn run(verb: Verb, cx: &Context) -> Result<(), Failure> {
         Verb::Test(args) => test::run(&args, cx),
         Verb::Completions(args) => completions::run(&args),
         Verb::Man(args) => completions::man(&args, cx),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_the_command_line_is_taken_apart() {
+        let usage = command().try_get_matches_from(["kiln", "build", "--colour", "p.ncl"]).unwrap_err();
+        let failure = usage_failure(&usage);
+        assert_eq!(failure.kind, "usage");
+        assert!(failure.message.starts_with("unexpected argument '--colour' found"), "{}", failure.message);
+        assert!(!failure.message.contains("Usage"), "{}", failure.message);
+        assert!(failure.hint.is_some_and(|hint| hint.starts_with("usage: kiln build")));
     }
 }

@@ -1,5 +1,6 @@
 //! `kiln run`: boots an image in QEMU, with its console on the terminal or a login over SSH. The image stays as it is.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -15,15 +16,15 @@ use super::Context;
 use super::report::{Failure, Status};
 use super::session::ProfileArgs;
 use super::terminal::{self, Leave};
-use crate::bake::ToolSet;
+use crate::bake::{ToolSet, is_disk};
 use crate::host::interrupt;
 use crate::store::Store;
-use crate::units::Bytes;
+use crate::units::{Bytes, MIB};
 use crate::vm::credentials::Credential;
-use crate::vm::disk::DiskError;
+use crate::vm::disk::{DiskError, Image};
 use crate::vm::machine::{Machine, shell_line};
 use crate::vm::probe::{self, Wish};
-use crate::vm::{Bus, Firmware, Forward, Network, Prepared, Qemu, Setup, Vm, VmError, prepare};
+use crate::vm::{Boots, Bus, Forward, Network, Prepared, Qemu, Setup, Vm, VmError, prepare};
 
 /// Arguments of `kiln run`.
 #[derive(Debug, clap::Args)]
@@ -50,7 +51,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = DiskArg::Virtio)]
     disk: DiskArg,
     /// Main memory
-    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_memory)]
     memory: Bytes,
     /// Number of processors
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=255))]
@@ -148,12 +149,12 @@ const METADATA: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(
 /// # Errors
 /// When there is no image or no QEMU, the boot fails, or the user interrupts it.
 pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
-    let root = match &cx.store {
-        Some(root) => root.clone(),
-        None => Store::default_root().map_err(|e| Failure::of("store", &e))?,
-    };
-    let store = Store::open(&root).map_err(|e| Failure::of("store", &e))?;
-    let scratch = store.scratch("vm").map_err(|e| Failure::of("store", &e))?;
+    if !is_profile(&args.target) {
+        disk_of(&args.target)?;
+    }
+    free_ports(args)?;
+    let store = super::store::open(cx)?;
+    let scratch = store.scratch("vm")?;
     let (image, locked) = image_of(args, cx)?;
     let qemu = qemu_of(args.qemu.as_deref(), locked, &store)?;
     refuse_metadata(args)?;
@@ -163,22 +164,71 @@ pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
     }
     let wish = args.accel.wish();
     let session = Session { args, cx, image, qemu, scratch: scratch.path() };
-    match session.boot(wish) {
-        Err(e) if e.is_accelerator() && wish == Wish::Auto => {
-            cx.progress.say("run", "KVM broke down under this guest: once more, under emulation");
-            if let Some(keep) = &args.keep {
-                std::fs::remove_file(keep).map_err(|e| Failure::of("file", &e))?;
-            }
-            session.boot(Wish::Emulation).map_err(|e| failure(&e))
-        }
-        other => other.map_err(|e| failure(&e)),
+    if let Some(keep) = args.keep.as_deref().filter(|_| !args.dry_run) {
+        let name = args.target.file_stem().unwrap_or_default().to_string_lossy();
+        store.keep_under(keep, &name, &session.image)?;
     }
+    session.run(wish)
 }
 
 /// Whether a path names a profile rather than an image: by its ending.
 pub(super) fn is_profile(path: &Path) -> bool {
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
     ["ncl", "toml", "yaml", "yml", "json"].contains(&extension)
+}
+
+/// The image at `path`: a file of a size and a beginning that disks to boot from have.
+pub(super) fn disk_of(path: &Path) -> Result<Image, Failure> {
+    let image = Image::open(path).map_err(|e| failure(&e.into()))?;
+    if is_disk(path)? {
+        return Ok(image);
+    }
+    let why = "neither an MBR nor a GUID partition table is at its beginning";
+    Err(Failure::usage("no-image", format!("{}: no disk image: {why}", path.display())))
+}
+
+/// Refuses forwarded ports that are asked for twice, or that something on this host listens on already: QEMU would end
+/// at once.
+fn free_ports(args: &Args) -> Result<(), Failure> {
+    let mut seen = BTreeSet::new();
+    for Forward { host, guest } in args.ports.iter().map(|pair| pair.0) {
+        if !seen.insert(host) {
+            let message = format!("port {host} of 127.0.0.1 is forwarded twice");
+            return Err(Failure::usage("port", message).hint("give each `-p` a port of its own"));
+        }
+        if args.dry_run {
+            continue;
+        }
+        if let Err(e) = TcpListener::bind((Ipv4Addr::LOCALHOST, host)) {
+            let message = format!("port {host} of 127.0.0.1 can't be forwarded: {e}");
+            let hint = format!("forward another one, as in `-p {}:{guest}`", another(host));
+            return Err(Failure::usage("port", message).hint(hint));
+        }
+    }
+    Ok(())
+}
+
+/// A port that may do instead: one that needs no privilege.
+fn another(port: u16) -> u16 {
+    match port {
+        ..1024 => 8000 + port,
+        u16::MAX => 8080,
+        port => port + 1,
+    }
+}
+
+/// Less memory than this and not even a boot loader with its kernel fits.
+const LEAST_MEMORY: Bytes = Bytes(64 * MIB);
+
+/// Reads the size of main memory.
+fn parse_memory(text: &str) -> Result<Bytes, String> {
+    let size: Bytes = text.parse().map_err(|e| format!("{e}"))?;
+    if size < LEAST_MEMORY {
+        return Err(format!(
+            "asked for {size}, a machine needs at least {LEAST_MEMORY}; write a unit, as in 1GiB"
+        ));
+    }
+    Ok(size)
 }
 
 /// The image to boot, and the folder of the locked QEMU when it is a profile's, which is baked first.
@@ -189,7 +239,8 @@ fn image_of(args: &Args, cx: &Context) -> Result<(PathBuf, Option<PathBuf>), Fai
     let profile = ProfileArgs::plain(args.target.clone());
     let request = profile.request(cx);
     profile.in_session(cx, |session| {
-        let locked = session.locked(session.evaluate(&request)?)?;
+        let profile = session.evaluate(&request)?;
+        let locked = if args.dry_run { session.locked_already(profile) } else { session.locked(profile) }?;
         let image = session.disk(&locked, &session.tree(&locked)?)?.image;
         let tools = args.qemu.is_none().then(|| session.tools(&locked, ToolSet::Vm)).transpose()?;
         Ok((image.path, tools))
@@ -266,13 +317,27 @@ struct DryRun<'a> {
 }
 
 impl Session<'_> {
+    /// Boots; under emulation when KVM breaks down.
+    fn run(&self, wish: Wish) -> Result<(), Failure> {
+        match self.boot(wish) {
+            Err(e) if e.is_accelerator() && wish == Wish::Auto => {
+                self.cx.progress.say("run", "KVM broke down under this guest: once more, under emulation");
+                if let Some(keep) = &self.args.keep {
+                    std::fs::remove_file(keep).map_err(|e| Failure::of("file", &e))?;
+                }
+                self.boot(Wish::Emulation).map_err(|e| failure(&e))
+            }
+            other => other.map_err(|e| failure(&e)),
+        }
+    }
+
     fn boot(&self, wish: Wish) -> Result<(), VmError> {
         let choice = probe::choose(&self.qemu, wish, self.scratch, None)?;
         let args = self.args;
         let mut setup = Setup::new(self.qemu.clone(), &self.image, choice.accel, self.scratch);
         setup.firmware = match args.firmware {
-            FirmwareArg::Bios => Firmware::Seabios,
-            FirmwareArg::Uefi => Firmware::Ovmf,
+            FirmwareArg::Bios => Boots::Seabios,
+            FirmwareArg::Uefi => Boots::Ovmf,
         };
         setup.bus = match args.disk {
             DiskArg::Virtio => Bus::Virtio,
@@ -355,7 +420,9 @@ impl Session<'_> {
         let vm = prepared.start(None)?;
         login.wait(&vm, self.cx)?;
         self.cx.progress.clear();
-        let status = login.command(self.args).status().map_err(VmError::Start)?;
+        let mut ssh = login.command(self.args);
+        tracing::debug!("runs {ssh:?}");
+        let status = ssh.status().map_err(VmError::Start)?;
         self.switch_off(vm);
         interrupt::check()?;
         match status.success() {
@@ -459,6 +526,19 @@ fn free_port() -> std::io::Result<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_has_a_lower_limit() {
+        assert_eq!(parse_memory("64MiB"), Ok(LEAST_MEMORY));
+        let error = parse_memory("1").unwrap_err();
+        assert!(error.starts_with("asked for 1 B, a machine needs at least 64 MiB"), "{error}");
+        assert!(parse_memory("lots").is_err());
+    }
+
+    #[test]
+    fn another_port_is_proposed_without_overflow() {
+        assert_eq!([80, 8080, u16::MAX].map(another), [8080, 8081, 8080]);
+    }
 
     #[test]
     fn ports_are_pairs_or_one_for_both() {

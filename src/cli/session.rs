@@ -90,6 +90,15 @@ impl From<BakeError> for Failure {
                 let failure = usage("lock-stale", &error);
                 failure.hint(format!("`kiln lock {}` locks what the profile asks for now", profile.display()))
             }
+            BakeError::Unlocked { ref profile, .. } => {
+                let hint = format!("`kiln lock {}` makes it; so does the first build", profile.display());
+                usage("lock-missing", &error).hint(hint)
+            }
+            BakeError::NotLocked { .. } => {
+                usage("not-locked", &error).hint("`kiln lock --update` without a name updates all of them")
+            }
+            BakeError::InTheWay { .. } => usage("in-the-way", &error)
+                .hint("`-o DIR` names another folder; or move the file away, if it may go"),
             BakeError::NoLock { .. } => usage("lock-missing", &error).hint("`kiln lock PROFILE` makes it"),
             BakeError::Lock(_) => usage("lock", &error),
             BakeError::Resolve(_) => usage("resolve", &error),

@@ -1,11 +1,12 @@
 //! `kiln store`: what the store holds, and whether it is right.
 
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 
 use super::Context;
-use super::report::Failure;
+use super::report::{Failure, Status};
 use crate::sandbox;
-use crate::store::{Share, Store, StoreError, Usage};
+use crate::store::{Remover, Share, Store, StoreError, Usage};
 
 /// Arguments of `kiln store`.
 #[derive(Debug, clap::Args)]
@@ -22,15 +23,42 @@ enum What {
     Roots,
 }
 
-/// Opens the store that was named, or the user's own.
+/// Opens the store that was named, or the user's own; makes it when it isn't there.
 ///
 /// # Errors
 /// When it can't be opened.
 pub fn open(cx: &Context) -> Result<Store, Failure> {
-    let root = cx.store.clone().map_or_else(Store::default_root, Ok)?;
-    // What a sandbox of an ordinary user leaves belongs to other ids.
-    let remover = |path: &std::path::Path| sandbox::remove_tree(path).map_err(std::io::Error::other);
-    Ok(Store::open_with(&root, Box::new(remover))?)
+    Ok(Store::open_with(&root(cx)?, remover())?)
+}
+
+/// Opens the store that was named, or the user's own, when it is there.
+///
+/// # Errors
+/// When it isn't, or can't be opened.
+pub fn open_existing(cx: &Context) -> Result<Store, StoreError> {
+    Store::open_existing(&root(cx)?, remover())
+}
+
+/// Says that there is no store yet, for verbs that have nothing to do then.
+///
+/// # Errors
+/// When standard output can't be written to.
+pub fn absent(root: &Path, cx: &Context) -> Result<(), Failure> {
+    let value = serde_json::json!({ "root": root, "absent": true });
+    cx.print(&value, || format!("there is no store at {} yet: the first build makes it\n", root.display()))
+}
+
+/// Where the store lies.
+///
+/// # Errors
+/// When nothing says so.
+pub fn root(cx: &Context) -> Result<PathBuf, StoreError> {
+    cx.store.clone().map_or_else(Store::default_root, Ok)
+}
+
+/// What a sandbox of an ordinary user leaves belongs to other ids.
+fn remover() -> Remover {
+    Box::new(|path| sandbox::remove_tree(path).map_err(std::io::Error::other))
 }
 
 impl From<StoreError> for Failure {
@@ -39,9 +67,15 @@ impl From<StoreError> for Failure {
             StoreError::Full { .. } => "store-full",
             StoreError::Damaged { .. } => "store-damaged",
             StoreError::InUse(_) => "store-in-use",
+            StoreError::Absent(_) | StoreError::Stranger { .. } => "no-store",
             _ => "store",
         };
-        let failure = Failure::of(kind, &error);
+        let failure = match &error {
+            StoreError::Absent(_) | StoreError::Stranger { .. } | StoreError::NoHome => {
+                Failure::of(kind, &error).status(Status::Usage)
+            }
+            _ => Failure::of(kind, &error),
+        };
         match error.hint() {
             Some(hint) => failure.hint(hint),
             None => failure,
@@ -54,7 +88,10 @@ impl From<StoreError> for Failure {
 /// # Errors
 /// When the store can't be read, or something in it was damaged.
 pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
-    let store = open(cx)?;
+    let store = match open_existing(cx) {
+        Err(StoreError::Absent(root)) => return absent(&root, cx),
+        store => store?,
+    };
     match args.what {
         None => {
             let usage = store.usage()?;

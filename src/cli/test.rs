@@ -8,10 +8,10 @@ use serde::Serialize;
 
 use super::Context;
 use super::report::{Failure, Status};
-use super::run::{AccelArg, DiskArg, FirmwareArg, is_profile, qemu_of};
+use super::run::{AccelArg, DiskArg, FirmwareArg, disk_of, is_profile, qemu_of};
 use super::session::ProfileArgs;
 use crate::arch::Arch;
-use crate::bake::{BakeError, Session, Subject, TestRequest, Tested, boots_under, digest_of, is_disk};
+use crate::bake::{BakeError, LOGIN, Session, Subject, TestRequest, Tested, boots_under, digest_of};
 use crate::check::plan::{Boots, Bus, Only};
 use crate::check::report::{CheckResult, MachineReport, Report, Verdict};
 use crate::check::{Plan, Platform};
@@ -165,7 +165,8 @@ impl Args {
 fn of_profile(args: &Args, cx: &Context, teller: &Teller<'_>) -> Result<Option<(Tested, PathBuf)>, Failure> {
     let request = args.target.request(cx);
     args.target.in_session(cx, |session| {
-        let locked = session.locked(session.evaluate(&request)?)?;
+        let profile = session.evaluate(&request)?;
+        let locked = if args.dry_run { session.locked_already(profile) } else { session.locked(profile) }?;
         let tree = session.tree(&locked)?;
         let disk = session.disk(&locked, &tree)?;
         let qemu =
@@ -181,6 +182,7 @@ fn of_profile(args: &Args, cx: &Context, teller: &Teller<'_>) -> Result<Option<(
             return Ok(None);
         }
         can_be_written(&folder)?;
+        forget_earlier(&folder, &args.target.profile);
         let tested = session.test(&locked, &tree, &disk, &request, teller)?;
         Ok(Some((tested, folder)))
     })
@@ -189,11 +191,7 @@ fn of_profile(args: &Args, cx: &Context, teller: &Teller<'_>) -> Result<Option<(
 /// Tests an image of which nothing is known but its bytes.
 fn of_image(args: &Args, cx: &Context, teller: &Teller<'_>) -> Result<Option<(Tested, PathBuf)>, Failure> {
     let path = &args.target.profile;
-    let image = crate::vm::disk::Image::open(path).map_err(|e| super::run::failure(&e.into()))?;
-    if !is_disk(path)? {
-        let why = "neither an MBR nor a GUID partition table is at its beginning";
-        return Err(Failure::usage("no-image", format!("{}: no disk image: {why}", path.display())));
-    }
+    let image = disk_of(path)?;
     let platform = match args.platform {
         Some(PlatformArg::Ec2) => Platform::Ec2,
         _ => Platform::Plain,
@@ -210,7 +208,7 @@ fn of_image(args: &Args, cx: &Context, teller: &Teller<'_>) -> Result<Option<(Te
     args.target.in_session(cx, |session: &Session<'_>| {
         let digest = digest_of(path).map_err(BakeError::from)?;
         let subject =
-            Subject { path, name, digest, size: image.size, arch: Arch::Amd64, login: "admin".to_owned() };
+            Subject { path, name, digest, size: image.size, arch: Arch::Amd64, login: LOGIN.to_owned() };
         let qemu = qemu_of(args.qemu.as_deref(), None, session.store)?;
         let found = || Ok(qemu.clone());
         let request = args.request(args.qemu.as_ref().map(|_| qemu.clone()), folder.clone());
@@ -219,6 +217,7 @@ fn of_image(args: &Args, cx: &Context, teller: &Teller<'_>) -> Result<Option<(Te
             return Ok(None);
         }
         can_be_written(&folder)?;
+        forget_earlier(&folder, &args.target.profile);
         let tested = session.tested(&subject, &plan, None, &found, &request, teller)?;
         Ok(Some((tested, folder)))
     })
@@ -230,16 +229,20 @@ fn print_plan(plan: &Plan, lines: &[Vec<OsString>], cx: &Context) -> Result<(), 
         return Err(BakeError::NoMachine("the profile or the options leave none".to_owned()).into());
     }
     let mut shown = serde_json::to_value(plan).map_err(|e| Failure::new("json", e.to_string()))?;
-    for (machine, argv) in shown["machines"].as_array_mut().into_iter().flatten().zip(lines) {
-        machine["argv"] = argv.iter().map(|word| word.to_string_lossy()).collect();
+    let planned = plan.machines.iter().zip(lines);
+    for (shown, (machine, argv)) in shown["machines"].as_array_mut().into_iter().flatten().zip(planned) {
+        shown["argv"] = argv.iter().map(|word| word.to_string_lossy()).collect();
+        shown["checks"] = serde_json::to_value(plan.checks_of(machine).collect::<Vec<_>>())
+            .map_err(|e| Failure::new("json", e.to_string()))?;
     }
     cx.print(&shown, || {
         let mut text = String::new();
         for (machine, argv) in plan.machines.iter().zip(lines) {
             let reboot =
                 machine.reboot.as_deref().map(|n| format!(", then a reboot ({n})")).unwrap_or_default();
-            let _ = writeln!(text, "{}: {} checks{reboot}", machine.name, machine.checks.len());
-            for check in &machine.checks {
+            let checks: Vec<_> = plan.checks_of(machine).collect();
+            let _ = writeln!(text, "{}: {} checks{reboot}", machine.name, checks.len());
+            for check in checks {
                 let _ = writeln!(text, "    {:10} {}", check.what.kind(), check.name);
             }
             let _ = writeln!(text, "    {}", shell_line(argv));
@@ -258,14 +261,35 @@ fn can_be_written(folder: &Path) -> Result<(), Failure> {
     tempfile::Builder::new().prefix(".kiln-").tempfile_in(folder).map(drop).map_err(wrong)
 }
 
+/// Names of the reports.
+const REPORTS: [&str; 3] = ["report.json", "junit.xml", "report.html"];
+
+/// Removes what an earlier test left in `folder`: after an interruption nobody is to take it for this one's. Without a
+/// report of Kiln's there was no such test. The image to be tested now may lie there.
+fn forget_earlier(folder: &Path, target: &Path) {
+    let report = std::fs::read(folder.join(REPORTS[0])).unwrap_or_default();
+    let Ok(report) = serde_json::from_slice::<Report>(&report) else { return };
+    let evidence = report.machines.iter().filter_map(|machine| machine.evidence.as_ref());
+    let kept = evidence.flat_map(|e| e.files.iter().map(|(_, path)| path).chain(&e.overlay));
+    // The folder may have been moved since: its files are known by their names.
+    let names = kept.filter_map(|path| path.file_name()).chain(REPORTS.map(AsRef::as_ref));
+    let target = target.canonicalize().ok();
+    for path in names.map(|name| folder.join(name)) {
+        if path.canonicalize().is_ok_and(|path| Some(path) != target) {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
 /// Writes the reports into `folder`: as JSON, as JUnit's XML, and as a page.
 fn write_reports(folder: &Path, report: &Report) -> Result<(), Failure> {
     std::fs::create_dir_all(folder)
         .map_err(crate::host::fs::FileError::at("can't make the folder", folder))?;
     let json = serde_json::to_string_pretty(report).map_err(|e| Failure::new("json", e.to_string()))? + "\n";
-    write_atomically(&folder.join("report.json"), json.as_bytes())?;
-    write_atomically(&folder.join("junit.xml"), crate::check::junit::junit(report).as_bytes())?;
-    write_atomically(&folder.join("report.html"), crate::check::html::html(report).as_bytes())?;
+    let (junit, html) = (crate::check::junit::junit(report), crate::check::html::html(report));
+    for (name, text) in REPORTS.into_iter().zip([json, junit, html]) {
+        write_atomically(&folder.join(name), text.as_bytes())?;
+    }
     Ok(())
 }
 

@@ -29,7 +29,7 @@ pub struct Args {
 pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
     let request = args.profile.request(cx);
     args.profile.in_session(cx, |session| {
-        let locked = session.locked(session.evaluate(&request)?)?;
+        let locked = session.locked_already(session.evaluate(&request)?)?;
         let tree = session.load_tree(&session.tree(&locked)?)?;
         if args.cat {
             return cat(&tree, &args.path, session.store);

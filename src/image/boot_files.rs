@@ -65,6 +65,7 @@ pub(super) fn run(
     let output = tempfile::tempfile().map_err(wrong())?;
     let copy = || output.try_clone().map_err(wrong());
     command.stdin(Stdio::piped()).stdout(copy()?).stderr(copy()?);
+    tracing::debug!("runs {command:?}");
     let mut child = spawn_unsynced(&mut command).map_err(wrong())?;
     let mut fed = Ok(());
     if let Some(mut pipe) = child.stdin.take() {

@@ -6,7 +6,8 @@ pub struct Near(pub Vec<String>);
 
 impl Near {
     /// The names among `all` that differ from `name` by few letters, or that hold it as a part.
-    pub(super) fn of<'a>(name: &str, all: impl IntoIterator<Item = &'a str>) -> Near {
+    #[must_use]
+    pub fn of<'a>(name: &str, all: impl IntoIterator<Item = &'a str>) -> Near {
         let limit = (name.len() / 3).max(1);
         let mut scored: Vec<(usize, &str)> = all
             .into_iter()
@@ -24,17 +25,22 @@ impl Near {
     }
 }
 
-/// Levenshtein's distance, in bytes.
+/// How many letters have to be added, dropped, changed or swapped with a neighbour, in bytes.
 fn distance(a: &str, b: &str) -> usize {
-    let b = b.as_bytes();
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let mut before: Vec<usize> = Vec::new();
     let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let next = (diagonal + usize::from(x != *y)).min(row[j] + 1).min(row[j + 1] + 1);
-            diagonal = std::mem::replace(&mut row[j + 1], next);
+    for i in 1..=a.len() {
+        let mut next = vec![i];
+        for j in 1..=b.len() {
+            let change = row[j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            let mut best = change.min(row[j] + 1).min(next[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                best = best.min(before[j - 2] + 1);
+            }
+            next.push(best);
         }
+        before = std::mem::replace(&mut row, next);
     }
     row[b.len()]
 }
@@ -51,5 +57,6 @@ mod tests {
         assert_eq!(Near::of("postgresql", all).0, ["postgresql.service", "postgresql@.service"]);
         assert!(Near::of("zzz", all).0.is_empty());
         assert_eq!(distance("kitten", "sitting"), 3);
+        assert_eq!((distance("ngnix", "nginx"), distance("", "ab"), distance("ab", "")), (1, 2, 2));
     }
 }

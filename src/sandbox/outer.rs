@@ -24,6 +24,7 @@ pub(super) fn run(
 ) -> Result<Outcome, SandboxError> {
     let request =
         serde_json::to_vec(&Request { tier, task }).map_err(|e| SandboxError::failed("asking", e))?;
+    tracing::debug!("a sandbox begins: {tier}");
     let mut child = Killed(
         Command::new(executable())
             .args(["internal", "sandbox", "run"])

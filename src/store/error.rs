@@ -55,6 +55,17 @@ pub enum StoreError {
         /// What its `format` file says.
         found: String,
     },
+    /// There is no store, and only looking was asked for.
+    #[error("there is no store at {}", .0.display())]
+    Absent(PathBuf),
+    /// The folder holds something, and is no store.
+    #[error("{path} is no store of Kiln's: it holds {holds}", path = path.display())]
+    Stranger {
+        /// The folder.
+        path: PathBuf,
+        /// One of the names in it.
+        holds: String,
+    },
     /// Another process has the store open, so nothing can be removed from it.
     #[error("another process is using the store {}", .0.display())]
     InUse(PathBuf),
@@ -88,6 +99,12 @@ impl StoreError {
             StoreError::Format { .. } => {
                 Some("name another folder with --store or KILN_STORE, or remove this one")
             }
+            StoreError::Absent(_) => {
+                Some("the first build makes it; --store or KILN_STORE name another place")
+            }
+            StoreError::Stranger { .. } => Some(
+                "name a folder of its own with --store or KILN_STORE: an empty one, or one that isn't there yet",
+            ),
             StoreError::InUse(_) => Some("try again once it has ended"),
             StoreError::NoHome => Some("set KILN_STORE or give --store DIR"),
             StoreError::Differs { .. } | StoreError::File(_) | StoreError::Interrupted(_) => None,

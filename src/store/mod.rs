@@ -101,7 +101,25 @@ impl Store {
     /// As [`Store::open`].
     pub fn open_with(root: &Path, remover: Remover) -> Result<Store, StoreError> {
         let root = std::path::absolute(root).map_err(FileError::at("can't find", root))?;
+        refuse_stranger(&root)?;
         make_dir(&root)?;
+        Store::open_there(root, remover)
+    }
+
+    /// Opens the store at `root` for looking into it or clearing it up: nothing is made when there is none.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`] when there is none; else as [`Store::open`].
+    pub fn open_existing(root: &Path, remover: Remover) -> Result<Store, StoreError> {
+        let root = std::path::absolute(root).map_err(FileError::at("can't find", root))?;
+        refuse_stranger(&root)?;
+        match root.join("format").try_exists() {
+            Ok(false) => Err(StoreError::Absent(root)),
+            _ => Store::open_there(root, remover),
+        }
+    }
+
+    fn open_there(root: PathBuf, remover: Remover) -> Result<Store, StoreError> {
         let lock = root.join("lock");
         let in_use = File::options().create(true).append(true).open(&lock);
         let in_use = in_use.map_err(FileError::at("can't open", &lock))?;
@@ -201,6 +219,43 @@ fn make_dir(path: &Path) -> Result<(), StoreError> {
     Ok(made.map_err(FileError::at("can't make the folder", path))?)
 }
 
+/// What lies at the top of a store, or of a file system that was made for one.
+const OWN: [&str; 14] = [
+    "format",
+    "lock",
+    "blobs",
+    "steps",
+    "images",
+    "dirs",
+    "partial",
+    "targets",
+    "roots",
+    "locks",
+    "tmp",
+    "damaged",
+    "logs",
+    "lost+found",
+];
+
+/// Refuses a folder that holds anything, yet is no store: it is somebody's. One that another process is making, or left
+/// half made, holds nothing but folders of ours.
+fn refuse_stranger(root: &Path) -> Result<(), StoreError> {
+    if root.join("format").symlink_metadata().is_ok() {
+        return Ok(());
+    }
+    let entries = match fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(FileError::at("can't use as the store's folder", root)(e).into()),
+    };
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let strange = |name: &String| !OWN.contains(&name.as_str()) && !name.starts_with(".kiln-");
+    match names.filter(strange).min() {
+        None => Ok(()),
+        Some(holds) => Err(StoreError::Stranger { path: root.to_owned(), holds }),
+    }
+}
+
 /// Makes the folders of a new store, or checks that those of an old one are of this layout.
 fn make_layout(root: &Path) -> Result<(), StoreError> {
     let format = root.join("format");
@@ -275,6 +330,26 @@ mod tests {
         fs::write(store.root().join("format"), "kiln store 9\n").unwrap();
         let error = Store::open(store.root()).unwrap_err();
         assert!(matches!(&error, StoreError::Format { found, .. } if found == "kiln store 9"), "{error}");
+    }
+
+    #[test]
+    fn somebody_elses_folder_is_refused_and_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let look = |root: &Path| Store::open_existing(root, Box::new(|path| fs::remove_dir_all(path)));
+        let absent = folder.path().join("absent");
+        assert!(matches!(look(&absent).unwrap_err(), StoreError::Absent(path) if path == absent));
+        assert!(matches!(look(folder.path()).unwrap_err(), StoreError::Absent(_)));
+        fs::write(folder.path().join("thesis.tex"), "").unwrap();
+        for error in [look(folder.path()).unwrap_err(), Store::open(folder.path()).unwrap_err()] {
+            assert!(matches!(&error, StoreError::Stranger { holds, .. } if holds == "thesis.tex"), "{error}");
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        let half = folder.path().join("half");
+        fs::create_dir_all(half.join("blobs/00")).unwrap();
+        Store::open(&half).unwrap();
+        look(&half).unwrap();
+        let file = folder.path().join("thesis.tex");
+        assert!(Store::open(&file).unwrap_err().to_string().contains("can't use as the store's folder"));
     }
 
     #[test]

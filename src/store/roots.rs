@@ -15,7 +15,7 @@ use crate::host::fs::FileError;
 pub struct Root {
     /// What it is called: the profile's name.
     pub name: String,
-    /// The output folder. Once it is gone, the root is stale and a collection drops it.
+    /// The output folder, or an overlay's file. Once it is gone, the root is stale and a collection drops it.
     pub out: PathBuf,
     /// Keys of the steps whose records and outputs it needs.
     #[serde(default)]
@@ -26,7 +26,7 @@ pub struct Root {
 }
 
 impl Root {
-    /// Whether the output folder is gone.
+    /// Whether what needs it is gone.
     #[must_use]
     pub fn is_stale(&self) -> bool {
         matches!(fs::symlink_metadata(&self.out), Err(e) if e.kind() == std::io::ErrorKind::NotFound)
@@ -42,6 +42,22 @@ impl Store {
         let out = std::path::absolute(&root.out).map_err(FileError::at("can't find", &root.out))?;
         let path = self.root_path(&out);
         self.write_json(&path, &Root { out, ..root.clone() })
+    }
+
+    /// Keeps an image for as long as an overlay over it is there: without the image it is of no use. An image that is none
+    /// of the store's is left to itself.
+    ///
+    /// # Errors
+    /// When the root can't be written.
+    pub fn keep_under(&self, overlay: &Path, name: &str, image: &Path) -> Result<(), StoreError> {
+        let digest = image.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+        let Some(digest) = digest.filter(|digest| self.image_file(digest) == image) else { return Ok(()) };
+        self.add_root(&Root {
+            name: format!("{name}, a machine's disk"),
+            out: overlay.to_owned(),
+            steps: BTreeSet::new(),
+            digests: BTreeSet::from([digest]),
+        })
     }
 
     /// All roots, stale ones too, by name and folder.

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -158,15 +159,21 @@ impl Store {
         waiting: &dyn Fn(),
         make: impl FnOnce() -> Result<StepResult, E>,
     ) -> Result<StepResult, E> {
+        let (step, key) = (&inputs.step, inputs.key().short());
         if let Some(result) = self.lookup(inputs) {
+            tracing::debug!("step {step} {key}: cached");
             return Ok(result);
         }
         let _lock = self.lock(inputs, waiting)?;
         if let Some(result) = self.lookup(inputs) {
+            tracing::debug!("step {step} {key}: made by another kiln meanwhile");
             return Ok(result);
         }
+        tracing::debug!("step {step} {key}: to do");
+        let begun = Instant::now();
         let result = make()?;
         self.record(inputs, &result)?;
+        tracing::debug!("step {step} {key}: done in {:.2} s", begun.elapsed().as_secs_f64());
         Ok(result)
     }
 

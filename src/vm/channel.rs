@@ -17,7 +17,7 @@ use serde_json::json;
 use super::agent::{Talk, script};
 use super::credentials::Credential;
 use super::failure::{BootFailure, VmError};
-use super::guest::{Guest, Output, Settled};
+use super::guest::{Guest, Output};
 use super::machine::PORTS_BUS;
 use super::process::Vm;
 use crate::base64::base64;
@@ -188,14 +188,6 @@ impl<'a> Channel<'a> {
     /// As [`Guest::run`].
     pub fn run(&mut self, script: &str, limit: Duration) -> Result<Output, VmError> {
         self.talk.run(self.vm, &mut self.lines, script, limit)
-    }
-
-    /// As [`Guest::wait_until_settled`].
-    ///
-    /// # Errors
-    /// As [`Guest::wait_until_settled`].
-    pub fn wait_until_settled(&mut self, limit: Duration) -> Result<Settled, VmError> {
-        Guest::wait_until_settled(self, limit)
     }
 }
 

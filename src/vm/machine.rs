@@ -7,28 +7,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::ec2::{Instance, Platform};
+pub use crate::check::plan::{Boots, Bus};
 use crate::date::Timestamp;
 use crate::units::{Bytes, MIB};
-
-/// The firmware that starts the boot loader.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Firmware {
-    /// SeaBIOS: the classic PC BIOS.
-    Seabios,
-    /// OVMF: UEFI.
-    Ovmf,
-}
-
-/// How the disk is attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Bus {
-    /// virtio-blk on PCI, as on most clouds.
-    Virtio,
-    /// NVMe, as on EC2's Nitro machines.
-    Nvme,
-}
 
 /// What runs the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]

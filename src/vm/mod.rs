@@ -34,17 +34,19 @@ pub mod process;
 mod pulse;
 pub mod qemu;
 pub mod qmp;
+mod settle;
 pub mod smoke;
 pub mod ssh;
 
 pub use channel::Channel;
 pub use ec2::{Instance, Platform};
 pub use failure::{BootFailure, VmError};
-pub use guest::{Guest, Output, Settled};
-pub use machine::{Accel, Bus, Firmware, Forward, Machine, Network};
+pub use guest::{Guest, Output};
+pub use machine::{Accel, Boots, Bus, Forward, Machine, Network};
 pub use prepare::{Prepared, Setup, prepare};
 pub use process::Vm;
 pub use qemu::Qemu;
+pub use settle::{Settled, until_settled};
 pub use ssh::Ssh;
 
 /// What the tools tree must hold so that images of amd64 boot and can be logged in to: QEMU, both kinds of firmware, and

@@ -10,7 +10,7 @@ use super::credentials::{self, Credential};
 use super::disk::{Image, create_overlay};
 use super::ec2::{Instance, Platform};
 use super::failure::{BootFailure, VmError};
-use super::machine::{Accel, Bus, Firmware, Flash, Forward, Machine, Network};
+use super::machine::{Accel, Boots, Bus, Flash, Forward, Machine, Network};
 use super::qemu::Qemu;
 use crate::date::Timestamp;
 use crate::host::fs::FileError;
@@ -26,7 +26,7 @@ pub struct Setup {
     /// What runs the guest; see [`super::probe::choose`].
     pub accel: Accel,
     /// The firmware.
-    pub firmware: Firmware,
+    pub firmware: Boots,
     /// How the disk is attached.
     pub bus: Bus,
     /// Main memory.
@@ -71,7 +71,7 @@ impl Setup {
             qemu,
             image: image.to_owned(),
             accel,
-            firmware: Firmware::Seabios,
+            firmware: Boots::Seabios,
             bus: Bus::Virtio,
             memory: Bytes(GIB),
             cpus: 2,
@@ -159,8 +159,8 @@ pub fn prepare(mut setup: Setup) -> Result<Prepared, VmError> {
         create_overlay(&overlay, &image, setup.disk_size)?;
     }
     let flash = match setup.firmware {
-        Firmware::Seabios => None,
-        Firmware::Ovmf => Some(flash(&setup.qemu, &folder_path)?),
+        Boots::Seabios => None,
+        Boots::Ovmf => Some(flash(&setup.qemu, &folder_path)?),
     };
     if setup.channel {
         setup.credentials.push(super::channel::credential());

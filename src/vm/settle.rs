@@ -3,9 +3,19 @@
 
 use std::time::{Duration, Instant};
 
-use crate::vm::channel::HANG;
-use crate::vm::failure::BootFailure;
-use crate::vm::{Guest, Settled, Vm, VmError};
+use super::channel::HANG;
+use super::failure::{BootFailure, VmError};
+use super::guest::Guest;
+use super::process::Vm;
+
+/// The system once nothing starts or stops any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settled {
+    /// What `systemctl is-system-running` says: `running`, `degraded`, ….
+    pub state: String,
+    /// The units that failed.
+    pub failed: Vec<String>,
+}
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -29,8 +39,12 @@ struct Seen {
     failed: Vec<String>,
 }
 
-/// Waits until the system has settled.
-pub(super) fn wait(vm: &Vm, guest: &mut dyn Guest, limit: Duration) -> Result<Settled, VmError> {
+/// Waits until the system has settled: nothing queued, nothing on its way, three times in a row a second apart.
+/// (`is-system-running --wait` alone is too early when a service restarts itself.)
+///
+/// # Errors
+/// [`VmError`] as for [`Guest::run`]; a unit that never gets there; [`VmError::Timeout`] when units keep starting.
+pub fn until_settled(vm: &Vm, guest: &mut dyn Guest, limit: Duration) -> Result<Settled, VmError> {
     let begun = Instant::now();
     let (mut quiet, mut last, mut since) = (0, Seen::default(), Instant::now());
     loop {

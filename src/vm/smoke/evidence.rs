@@ -1,9 +1,10 @@
 //! What is kept of a machine that failed: the screen, the journal, the serial log, and the disk as it then was.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Job, SmokeError};
+use crate::check::Plan;
 use crate::check::plan::{Boots, Bus, MachinePlan};
 use crate::check::report::{Evidence, MachineReport};
 use crate::host::fs::{FileError, copy_sparse, set_mode_by_umask, write_atomically};
@@ -20,6 +21,31 @@ const ATTACH: Duration = Duration::from_secs(15);
 /// A machine's name as part of a file's.
 pub(super) fn file_name(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' }).collect()
+}
+
+/// What a machine may leave, by the ends of its files' names.
+const ENDINGS: [&str; 4] = ["serial.log", "png", "journal.log", "qcow2"];
+
+/// Removes what an earlier test left of the machines of `plan`, but for the image that is to be tested now. What can't be
+/// removed is replaced later, or stays.
+pub fn forget(folder: &Path, plan: &Plan, image: &Path) {
+    let image = image.canonicalize().ok();
+    for machine in &plan.machines {
+        for ending in ENDINGS {
+            let path = folder.join(format!("{}.{ending}", file_name(&machine.name)));
+            if path.canonicalize().is_ok_and(|path| Some(path) != image) {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+    }
+}
+
+/// The disks that are kept of machines of `plan`.
+#[must_use]
+pub fn overlays(folder: &Path, plan: &Plan) -> Vec<PathBuf> {
+    let names =
+        plan.machines.iter().map(|machine| folder.join(format!("{}.qcow2", file_name(&machine.name))));
+    names.filter(|path| path.is_file()).collect()
 }
 
 /// Collects what there is; ends the machine. What can't be had is left out, only files that can't be written are errors.
@@ -102,4 +128,27 @@ fn move_file(from: &Path, to: &Path) -> Result<(), FileError> {
     copy.persist(to).map_err(|e| wrong()(e.error))?;
     let _ = std::fs::remove_file(from);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::plan::Platform;
+    use crate::system::Firmware;
+
+    #[test]
+    fn what_an_earlier_test_left_goes_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let plan = Plan::of_image(Firmware::Both, Platform::Plain);
+        for name in ["seabios-virtio.qcow2", "ovmf-nvme.serial.log", "notes.png", "ovmf-nvme.qcow2"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        let kept = ["seabios-virtio.qcow2", "ovmf-nvme.qcow2"].map(|name| folder.path().join(name));
+        assert_eq!(overlays(folder.path(), &plan), kept);
+        forget(folder.path(), &plan, &kept[1]);
+        let mut left: Vec<_> =
+            std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["notes.png", "ovmf-nvme.qcow2"]);
+    }
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::asking::{Asker, again};
 use super::naming::{named_failure, skipped};
-use super::{EMULATION_FACTOR, Job, Listener, SmokeError, evidence, settle, timeline};
-use crate::check::plan::{Boots, Bus as PlanBus, MachinePlan, Platform};
+use super::{EMULATION_FACTOR, Job, Listener, SmokeError, evidence, timeline};
+use crate::check::plan::{MachinePlan, Platform};
 use crate::check::report::{FailedUnit, MachineFailure, MachineReport, Verdict};
 use crate::check::{Check, What};
 use crate::system::test::Imds;
@@ -15,7 +15,7 @@ use crate::vm::ec2::{Metadata, PublicKey};
 use crate::vm::machine::shell_line;
 use crate::vm::probe::Choice;
 use crate::vm::ssh::{Key, Ssh};
-use crate::vm::{Accel, Bus, Channel, Firmware, Guest, Instance, Network, Setup, Vm, VmError, prepare};
+use crate::vm::{Accel, Channel, Guest, Instance, Network, Setup, Vm, VmError, prepare, until_settled};
 
 /// How many lines of a failed unit's journal are kept.
 const UNIT_JOURNAL: u32 = 40;
@@ -52,9 +52,9 @@ pub(super) fn run(
     };
     report.timeline = timeline::marks(&vm.lines(), report.boot_seconds);
     report.console = vm.console_log();
-    report
-        .checks
-        .extend(plan.checks.iter().filter(|c| !done(&report, &c.name)).map(skipped).collect::<Vec<_>>());
+    let left = job.plan.checks_of(plan).filter(|c| !done(&report, &c.name)).map(skipped);
+    let left: Vec<_> = left.collect();
+    report.checks.extend(left);
     failure = failure.or_else(|| by_checks(&report, vm.age()));
     report.verdict = if failure.is_some() { Verdict::Failed } else { Verdict::Passed };
     if failure.is_some() {
@@ -82,10 +82,10 @@ pub(super) fn command_line(
 }
 
 /// The report of a machine that was not booted, because the disk can't be.
-pub(super) fn not_booted(plan: &MachinePlan) -> MachineReport {
+pub(super) fn not_booted(job: &Job<'_>, plan: &MachinePlan) -> MachineReport {
     let mut report = empty(plan);
     report.verdict = Verdict::Skipped;
-    report.checks = plan.checks.iter().map(skipped).collect();
+    report.checks = job.plan.checks_of(plan).map(skipped).collect();
     report
 }
 
@@ -120,14 +120,8 @@ fn overlay(job: &Job<'_>, plan: &MachinePlan) -> PathBuf {
 
 fn setup(job: &Job<'_>, plan: &MachinePlan, choice: &Choice, overlay: PathBuf, key: Option<&Key>) -> Setup {
     let mut setup = Setup::new(job.qemu.clone(), job.image, choice.accel, job.scratch);
-    setup.firmware = match plan.firmware {
-        Boots::Seabios => Firmware::Seabios,
-        Boots::Ovmf => Firmware::Ovmf,
-    };
-    setup.bus = match plan.disk {
-        PlanBus::Virtio => Bus::Virtio,
-        PlanBus::Nvme => Bus::Nvme,
-    };
+    setup.firmware = plan.firmware;
+    setup.bus = plan.disk;
     setup.memory = job.plan.memory;
     setup.cpus = job.plan.cpus;
     setup.disk_size = job.plan.disk_size;
@@ -139,7 +133,7 @@ fn setup(job: &Job<'_>, plan: &MachinePlan, choice: &Choice, overlay: PathBuf, k
     if plan.platform == Platform::Ec2 {
         setup = setup.ec2(instance(job, plan, key));
     }
-    for check in &plan.checks {
+    for check in job.plan.checks_of(plan) {
         if let What::Http(http) = &check.what {
             setup.forward(http.port);
         }
@@ -198,10 +192,11 @@ impl<'a> Session<'a> {
         let limit = Duration::from_secs(u64::from(self.job.plan.boot_limit)) * self.factor;
         let mut way = self.way_in(limit)?;
         self.listener.doing(&self.plan.name, "waiting until all units are up");
-        let settled = settle::wait(self.vm, way.guest(), limit.saturating_sub(self.vm.age()))?;
+        let settled = until_settled(self.vm, way.guest(), limit.saturating_sub(self.vm.age()))?;
         self.report.boot_seconds = Some(self.vm.age().as_secs_f64());
         self.failed_units(way.guest(), &settled.failed)?;
-        self.checks(way.guest(), &self.plan.checks, "")?;
+        let checks: Vec<Check> = self.job.plan.checks_of(self.plan).cloned().collect();
+        self.checks(way.guest(), &checks, "")?;
         if let Some(name) = self.plan.reboot.clone() {
             self.reboot(way, &name, limit)?;
         }
@@ -257,7 +252,7 @@ impl<'a> Session<'a> {
         let restarted = way.reboot(limit);
         let settled = restarted.and_then(|mut way| {
             let left = limit.saturating_sub(begun.elapsed());
-            let settled = settle::wait(self.vm, way.guest(), left)?;
+            let settled = until_settled(self.vm, way.guest(), left)?;
             Ok((way, settled))
         });
         let result = again(name, begun.elapsed(), settled.as_ref().map(|_| ()));
@@ -265,8 +260,8 @@ impl<'a> Session<'a> {
         self.report.checks.push(result);
         let (mut way, settled) = settled?;
         self.failed_units(way.guest(), &settled.failed)?;
-        let checks: Vec<Check> =
-            self.plan.checks.iter().filter(|c| c.what != What::BootTime).cloned().collect();
+        let all = self.job.plan.checks_of(self.plan);
+        let checks: Vec<Check> = all.filter(|c| c.what != What::BootTime).cloned().collect();
         self.checks(way.guest(), &checks, " (after the reboot)")
     }
 }

@@ -12,7 +12,6 @@ mod evidence;
 mod http;
 mod machine;
 mod naming;
-mod settle;
 mod timeline;
 
 use std::collections::VecDeque;
@@ -32,6 +31,8 @@ use crate::check::report::{CheckResult, MachineReport, Report, Verdict};
 use crate::digest::Digest;
 use crate::host::fs::FileError;
 use crate::units::Bytes;
+
+pub use evidence::{forget, overlays};
 
 /// Under emulation everything takes longer by about this factor; limits are stretched by it.
 pub const EMULATION_FACTOR: u32 = 5;
@@ -144,7 +145,7 @@ pub fn run(job: &Job<'_>, listener: &dyn Listener, now: i64) -> Result<Report, S
         let choice = probe::choose(job.qemu, job.wish, job.scratch, job.kiln.as_deref())?;
         all(job, &choice, listener)?
     } else {
-        job.plan.machines.iter().map(machine::not_booted).collect()
+        job.plan.machines.iter().map(|plan| machine::not_booted(job, plan)).collect()
     };
     let verdicts = machines.iter().map(|m| m.verdict).chain(job.statics.iter().map(|c| c.verdict));
     Ok(Report {

@@ -129,7 +129,7 @@ fn hint(failure: BootFailure, line: &str) -> &'static str {
             "the unit that is waited for has no limit of its own: give it TimeoutStartSec=, or look at what it waits for"
         }
         BootFailure::NoAgent => {
-            "systemd 252 or newer starts it from a credential: is this one older, another init system, or is systemd-tmpfiles or udev switched off?"
+            "systemd 252 or newer starts it from a credential: is this one older, another init system, or are credentials, systemd-tmpfiles or udev switched off? An EC2 lookalike needs none of it with `--over-ssh`"
         }
         BootFailure::OutOfMemory => {
             "give the machine more memory (`test.memory`), or the image less to do at boot"
