@@ -257,6 +257,27 @@ mod tests {
     }
 
     #[test]
+    fn an_image_stays_for_as_long_as_there_is_an_overlay_over_it() {
+        let (folder, store) = temporary();
+        let scratch = store.scratch("disk").unwrap();
+        let [kept, loose] = [1, 2].map(|n| {
+            let (path, digest) = (scratch.path().join("disk.raw"), Digest([n; 32]));
+            fs::write(&path, [n; 4096]).unwrap();
+            store.adopt_image(&path, &digest).unwrap();
+            digest
+        });
+        let overlay = folder.path().join("seabios-virtio.qcow2");
+        fs::write(&overlay, "").unwrap();
+        store.keep_under(&overlay, "web", &store.image_path(&kept).unwrap()).unwrap();
+        store.keep_under(&overlay, "web", &folder.path().join("other.raw")).unwrap();
+        store.gc(&GcOptions::default()).unwrap();
+        assert!(store.image_path(&kept).is_some() && store.image_path(&loose).is_none());
+        fs::remove_file(&overlay).unwrap();
+        store.gc(&GcOptions::default()).unwrap();
+        assert!(store.image_path(&kept).is_none() && store.roots().unwrap().is_empty());
+    }
+
+    #[test]
     fn the_least_recently_used_go_first_and_recent_ones_can_be_kept() {
         let (_folder, store) = temporary();
         let blobs = [("old", 3000), ("middle", 2000), ("new", 1000)].map(|(n, age)| step(&store, n, age).1);
