@@ -212,7 +212,68 @@ class Sessions(Check):
         for expected, parameters in cases:
             with self.subTest(parameters):
                 self.refused(expected, sts.assume_role, **{**names, **parameters})
+        self.refused("ValidationError", sts.assume_role, **names, DurationSeconds=43201)
+        control("POST", "roles", {"arn": names["RoleArn"], "max_duration": 43200})
+        first = sts.assume_role(RoleArn=f"arn:aws:iam::{ACCOUNT}:role/first", RoleSessionName="kiln")["Credentials"]
+        chained = client_with("sts", FAR, (first["AccessKeyId"], first["SecretAccessKey"], first["SessionToken"]))
+        self.refused("ValidationError", chained.assume_role, **names, DurationSeconds=7200)
+        self.refused("InvalidGrantException", client("sso-oidc").create_token, clientId="c", clientSecret="s",
+                     grantType="refresh_token", refreshToken="wrong")
         made = sts.get_session_token()["Credentials"]
         session = client_with("sts", FAR, (made["AccessKeyId"], made["SecretAccessKey"], made["SessionToken"]))
         self.refused("AccessDenied", session.get_session_token)
         self.refused("ValidationError", sts.get_session_token, DurationSeconds=129601)
+
+
+class Objects(Check):
+    def test_buckets_and_objects(self):
+        s3, bucket = client("s3"), {"Bucket": "kiln-b"}
+        here = {"CreateBucketConfiguration": {"LocationConstraint": HOME}}
+        s3.create_bucket(**bucket, **here)
+        s3.put_object(**bucket, Key="k", Body=b"abc")
+        other = client("s3", HOME, OTHER)
+        cases = [
+            ("BucketAlreadyOwnedByYou", s3.create_bucket, {**bucket, **here}),
+            ("BucketAlreadyExists", other.create_bucket, {**bucket, **here}),
+            ("InvalidBucketName", s3.create_bucket, {"Bucket": "Kiln", **here}),
+            ("IllegalLocationConstraintException", s3.create_bucket, {"Bucket": "kiln-c"}),
+            ("AccessDenied", s3.list_objects_v2, {**bucket, "ExpectedBucketOwner": OTHER}),
+            ("NoSuchKey", s3.get_object, {**bucket, "Key": "none"}),
+            ("InvalidRange", s3.get_object, {**bucket, "Key": "k", "Range": "bytes=3-"}),
+            ("PreconditionFailed", s3.put_object, {**bucket, "Key": "k", "Body": b"", "IfNoneMatch": "*"}),
+            ("NotImplemented", s3.create_multipart_upload, {**bucket, "Key": "k", "ChecksumAlgorithm": "CRC64NVME"}),
+            ("InvalidRequest", s3.create_multipart_upload, {**bucket, "Key": "k", "ChecksumAlgorithm": "SHA256",
+                                                            "ChecksumType": "FULL_OBJECT"}),
+        ]
+        for code, function, parameters in cases:
+            with self.subTest(code):
+                self.refused(code, function, **parameters)
+
+    def test_uploads(self):
+        s3, where = client("s3", FAR), {"Bucket": "kiln-b", "Key": "k"}
+        s3.create_bucket(Bucket="kiln-b")
+        where["UploadId"] = s3.create_multipart_upload(**where, ChecksumAlgorithm="SHA256")["UploadId"]
+        self.refused("InvalidArgument", s3.upload_part, **where, PartNumber=10001, Body=b"x", ChecksumAlgorithm="SHA256")
+        done = s3.upload_part(**where, PartNumber=1, Body=b"x", ChecksumAlgorithm="SHA256")
+        good = {"PartNumber": 1, "ETag": done["ETag"], "ChecksumSHA256": done["ChecksumSHA256"]}
+        wrong = base64.b64encode(bytes(32)).decode()
+        finish = s3.complete_multipart_upload
+        self.refused("MalformedXML", finish, **where, MultipartUpload={"Parts": []})
+        self.refused("InvalidPart", finish, **where, MultipartUpload={"Parts": [{**good, "ChecksumSHA256": wrong}]})
+        self.refused("InvalidRequest", finish, **where, MultipartUpload={"Parts": [good]}, MpuObjectSize=2)
+        self.refused("BadDigest", finish, **where, MultipartUpload={"Parts": [good]}, ChecksumSHA256=wrong)
+        finish(**where, MultipartUpload={"Parts": [good]}, MpuObjectSize=1)
+
+    def test_tasks(self):
+        s3 = client("s3", FAR)
+        s3.create_bucket(Bucket="kiln-far")
+        s3.put_object(Bucket="kiln-far", Key="k", Body=b"abc")
+        far = {"Format": "RAW", "UserBucket": {"S3Bucket": "kiln-far", "S3Key": "k"}}
+        begin, task = self.ec2.import_snapshot, "InvalidConversionTaskId.Malformed"
+        self.refused("InvalidParameter", begin, DiskContainer=far)
+        self.refused("InvalidParameter", begin, DiskContainer={"Format": "RAW", "Url": "https://x/y"})
+        self.refused(task, self.ec2.describe_import_snapshot_tasks, ImportTaskIds=["import-snap-0"])
+        self.refused(task, self.ec2.cancel_import_task, ImportTaskId="import-snap-0")
+        far_ec2 = client("ec2", FAR)
+        made = far_ec2.import_snapshot(DiskContainer=far)["ImportTaskId"]
+        self.assertEqual(far_ec2.cancel_import_task(ImportTaskId=made)["State"], "deleted")
