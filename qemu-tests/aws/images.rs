@@ -550,6 +550,7 @@ fn copies_say_everything_as_they_are_made() {
             (&asked["SourceRegion"], &asked["SourceSnapshotId"]),
             (&json!("eu-central-1"), &json!(ami.snapshots[0]))
         );
+        target.snapshot_tags.insert(tags::FROM.to_owned(), "eu-central-1".to_owned());
         let specification = json!({ "ResourceType": "snapshot", "Tags": tag_list(&target.snapshot_tags) });
         assert_eq!(asked["TagSpecifications"].take(), json!([specification]));
         let asked = case.asked("CopyImage").pop().unwrap();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use aws_sdk_ec2::operation::copy_image::builders::CopyImageFluentBuilder;
 use aws_sdk_ec2::operation::copy_snapshot::builders::CopySnapshotFluentBuilder;
-use aws_sdk_ec2::types::{ResourceType, Snapshot, SnapshotState};
+use aws_sdk_ec2::types::{ResourceType, Snapshot, SnapshotState, Tag, TagSpecification};
 
 use super::ask::{self, Note, Patience, Tell, Waiting};
 use super::cloud::Region;
@@ -229,7 +229,15 @@ fn rank(snapshot: &Snapshot) -> u8 {
 
 /// A complete snapshot of the same identity is as good as a copy; one that isn't may be an upload that nobody goes on with.
 fn is_copy_of(snapshot: &Snapshot, source: Source<'_>) -> bool {
-    snapshot.state == Some(SnapshotState::Completed) || snapshot.description() == Some(&description(source))
+    let from = |tag: &Tag| tag.key() == Some(tags::FROM) && tag.value() == Some(source.region);
+    snapshot.state == Some(SnapshotState::Completed) || snapshot.tags().iter().any(from)
+}
+
+/// The snapshot's tags, and where it was copied from.
+fn snapshot_tags(target: &Target, source: Source<'_>) -> TagSpecification {
+    let mut all = target.snapshot_tags.clone();
+    all.insert(tags::FROM.to_owned(), source.region.to_owned());
+    ask::tags(ResourceType::Snapshot, &all)
 }
 
 fn description(source: Source<'_>) -> String {
@@ -248,7 +256,7 @@ pub(super) fn snapshot_request(
         .description(description(source))
         .set_encrypted(encrypted)
         .set_kms_key_id(key)
-        .tag_specifications(ask::tags(ResourceType::Snapshot, &target.snapshot_tags))
+        .tag_specifications(snapshot_tags(target, source))
 }
 
 pub(super) fn image_request(
@@ -265,7 +273,7 @@ pub(super) fn image_request(
         .set_encrypted(encrypted)
         .set_kms_key_id(key)
         .tag_specifications(ask::tags(ResourceType::Image, &target.image_tags))
-        .tag_specifications(ask::tags(ResourceType::Snapshot, &target.snapshot_tags))
+        .tag_specifications(snapshot_tags(target, source))
 }
 
 /// `Encrypted` and `KmsKeyId` of a request. Nothing is said where the account decides: false would be a wish.
@@ -312,12 +320,14 @@ mod tests {
 
     #[test]
     fn an_upload_on_its_way_is_no_copy() {
-        let snapshot = |state, text: &str| Snapshot::builder().state(state).description(text).build();
-        let copied = "Copied from snap-1 in eu-central-1";
-        assert!(is_copy_of(&snapshot(SnapshotState::Pending, copied), SOURCE));
-        assert!(is_copy_of(&snapshot(SnapshotState::Completed, "server"), SOURCE));
-        assert!(!is_copy_of(&snapshot(SnapshotState::Pending, "server"), SOURCE));
-        assert!(!is_copy_of(&snapshot(SnapshotState::Pending, "Copied from snap-2 in eu-central-1"), SOURCE));
+        let snapshot = |state, from: Option<&str>| {
+            let tag = from.map(|from| Tag::builder().key(tags::FROM).value(from).build());
+            Snapshot::builder().state(state).set_tags(tag.map(|tag| vec![tag])).build()
+        };
+        assert!(is_copy_of(&snapshot(SnapshotState::Pending, Some("eu-central-1")), SOURCE));
+        assert!(is_copy_of(&snapshot(SnapshotState::Completed, None), SOURCE));
+        assert!(!is_copy_of(&snapshot(SnapshotState::Pending, None), SOURCE));
+        assert!(!is_copy_of(&snapshot(SnapshotState::Pending, Some("us-east-1")), SOURCE));
     }
 
     #[test]

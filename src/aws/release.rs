@@ -19,6 +19,7 @@ use super::retry::{self, Policy};
 use super::{image, observe};
 use crate::date::{DAY, Timestamp};
 use crate::publish::observed::{Details, Image, Parameter};
+use crate::publish::tags;
 use crate::publish::target::{LaunchPermissions, Protection, SnapshotPermissions, Target};
 
 /// The data type that makes SSM check that a parameter names an image.
@@ -216,7 +217,7 @@ impl Done<'_> {
     }
 }
 
-/// Sets the tags that are missing or differ. Those that someone else has set stay.
+/// Sets the tags that are missing or differ. Those that someone else has set stay, and what it was made for remains true.
 async fn set_tags(
     region: &Region,
     id: &str,
@@ -231,8 +232,11 @@ async fn set_tags(
             &asked
         }
     };
-    let missing: Vec<(&String, &String)> =
-        wanted.iter().filter(|(key, value)| there.get(*key) != Some(value)).collect();
+    let differs = |(key, value): &(&String, &String)| match there.get(*key) {
+        None => true,
+        Some(is) => is != *value && *key != tags::PUBLICATION,
+    };
+    let missing: Vec<(&String, &String)> = wanted.iter().filter(differs).collect();
     if missing.is_empty() {
         return Ok(None);
     }
