@@ -11,14 +11,13 @@ import signal
 import socket
 import stat
 import sys
-import tempfile
 import threading
 import time
 import traceback
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from . import identity, protocol, s3_wire, web
+from . import identity, leftovers, protocol, s3_wire, web
 from .blocks import Blocks
 from .control import control
 from .faults import Fault, Faults, throttled
@@ -221,8 +220,7 @@ def main():
         folder = Path(asked.state)
         folder.mkdir(parents=True, exist_ok=True)
     else:
-        # Not /tmp, which is memory on many machines.
-        temporary = folder = Path(tempfile.mkdtemp(prefix="kiln-aws-", dir=os.environ.get("TMPDIR", "/var/tmp")))
+        temporary = folder = leftovers.new_folder()
     try:
         server = Server(folder, asked.log)
         if asked.state:

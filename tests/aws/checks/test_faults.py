@@ -158,7 +158,7 @@ class Process(unittest.TestCase):
     def start(self, *arguments, **options):
         process = subprocess.Popen([sys.executable, "-m", "aws.server", "--port", "0", *arguments],
                                    stdout=subprocess.PIPE, text=True, **options)
-        self.addCleanup(lambda: (process.kill(), process.wait(), process.stdout.close(),
+        self.addCleanup(lambda: (process.terminate(), process.wait(), process.stdout.close(),
                                  process.stdin and process.stdin.close()))
         return process, process.stdout.readline().strip()
 
@@ -222,6 +222,22 @@ class Process(unittest.TestCase):
             self.assertEqual(len(os.listdir(folder)), 1)
             process.terminate()
             process.wait(5)
+            self.assertEqual(os.listdir(folder), [])
+
+    def test_what_a_killed_one_left_is_removed_by_the_next(self):
+        with tempfile.TemporaryDirectory() as folder:
+            options = {"env": {**os.environ, "TMPDIR": folder}}
+            first, _ = self.start(**options)
+            living, url = self.start(**options)
+            self.assertEqual(len(os.listdir(folder)), 2)
+            first.kill()
+            first.wait()
+            last, _ = self.start(**options)
+            self.assertEqual(len(os.listdir(folder)), 2)
+            self.client_of(url, "ec2").describe_regions()
+            for process in (living, last):
+                process.terminate()
+                process.wait(5)
             self.assertEqual(os.listdir(folder), [])
 
     def test_the_log_goes_to_a_file(self):
