@@ -11,7 +11,8 @@ use std::process::Command;
 use std::time::Instant;
 
 use fixture::{EPOCH, Fixture, layout_of, write};
-use kiln::image::{BLOCK, block_map, boot_files};
+use kiln::artifact::BLOCK;
+use kiln::image::{block_map, boot_files};
 use kiln::tree::{Content, Kind, Node, Tree};
 
 /// Runs a program and gives what it printed; it has to succeed.

@@ -9,9 +9,11 @@
 //! | `steps` | the cached steps: packages, tree, disk |
 //! | `sources` | files beside the profile, as the tree's composition sees them |
 //! | `output` | what a build leaves in its output folder |
+//! | `blocks` | disk → its blocks, and which of them something reads |
 //! | `test` | disk → tested image: the verdict of its smoke tests |
 //! | `why` | which input changed |
 
+mod blocks;
 mod closure;
 mod error;
 mod locking;
@@ -29,6 +31,7 @@ use crate::fetch::Mirrors;
 use crate::profile::EvalRequest;
 use crate::store::{Inputs, Store};
 
+pub use blocks::{blocks_of, known_blocks};
 pub use closure::ToolSet;
 pub use error::BakeError;
 pub use locking::{LockUpdate, Locked, Update};

@@ -5,6 +5,8 @@
 //! 2.00. `metadata_csum_seed` and `orphan_file`, which newer mke2fs turn on by themselves, are left out: an image's
 //! root gets attached to whatever rescue machine is at hand, and they bring nothing at this size.
 
+pub mod read;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 

@@ -3,54 +3,12 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::LazyLock;
 
 use rayon::prelude::*;
 
+use crate::artifact::{BLOCK, BlockMap};
 use crate::digest::{Digest, Hasher};
 use crate::host::fs::{data_ranges, is_zero};
-use crate::units::KIB;
-
-/// Size of the blocks that are compared and hashed: that of EBS snapshots' blocks.
-pub const BLOCK: u64 = 512 * KIB;
-
-/// The digest of a block of zeroes.
-static ZERO_BLOCK: LazyLock<Digest> = LazyLock::new(|| Digest::of(&[0; BLOCK as usize]));
-
-/// The digests of a file's blocks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BlockMap {
-    /// Size of the file in bytes.
-    pub size: u64,
-    /// The digest of each block; `None` for one of zeroes. The last block counts as filled up with zeroes.
-    pub blocks: Vec<Option<Digest>>,
-}
-
-impl BlockMap {
-    /// The identity: SHA-256 over the size (8 bytes, little-endian) and the digest of each block.
-    #[must_use]
-    pub fn digest(&self) -> Digest {
-        let mut hasher = Hasher::new();
-        hasher.update(&self.size.to_le_bytes());
-        for block in &self.blocks {
-            hasher.update(&block.as_ref().unwrap_or(&ZERO_BLOCK).0);
-        }
-        hasher.finish()
-    }
-
-    /// How many blocks differ from `other`'s, those that only one of them has included.
-    #[must_use]
-    pub fn differing(&self, other: &BlockMap) -> usize {
-        let common = self.blocks.iter().zip(&other.blocks).filter(|(a, b)| a != b).count();
-        common + self.blocks.len().abs_diff(other.blocks.len())
-    }
-
-    /// How many blocks hold anything but zeroes.
-    #[must_use]
-    pub fn used(&self) -> usize {
-        self.blocks.iter().filter(|b| b.is_some()).count()
-    }
-}
 
 /// The digests of the blocks of `file`, holes not read.
 ///

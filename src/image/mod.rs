@@ -8,7 +8,7 @@ mod blocks;
 mod boot_files;
 mod ext4;
 
-pub use blocks::{BLOCK, BlockMap, block_digest, block_map, block_map_of, sha256};
+pub use blocks::{block_digest, block_map, block_map_of, sha256};
 pub use boot_files::{BootFiles, boot_files};
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,11 +1,14 @@
 //! Reading FAT12, FAT16 and FAT32 volumes, also damaged ones: every chain and size has an end.
 
 use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 
 use super::{DIRECTORY, ENTRY, FIRST_CLUSTER, LONG_NAME, VOLUME_LABEL};
 
 /// Directories longer than this are damaged: a FAT directory holds at most 65,536 entries.
 const DIRECTORY_LIMIT: u64 = 65_536 * ENTRY as u64;
+/// The table is read whole in pieces of this many bytes.
+const PIECE: u64 = 64 << 10;
 /// A path has no more parts than this.
 const DEPTH: usize = 64;
 
@@ -57,6 +60,29 @@ enum Width {
     Fat32,
 }
 
+impl Width {
+    /// Where in the table the bytes of a cluster's entry lie, and how many they are.
+    fn entry(self, cluster: u32) -> (u64, usize) {
+        let n = u64::from(cluster);
+        match self {
+            Width::Fat12 => (n + n / 2, 2),
+            Width::Fat16 => (n * 2, 2),
+            Width::Fat32 => (n * 4, 4),
+        }
+    }
+
+    /// The entry that is in those bytes.
+    fn value(self, cluster: u32, bytes: [u8; 4]) -> u32 {
+        let word = u32::from_le_bytes(bytes);
+        match self {
+            Width::Fat12 if cluster % 2 == 1 => word >> 4,
+            Width::Fat12 => word & 0xfff,
+            Width::Fat16 => word,
+            Width::Fat32 => word & 0x0fff_ffff,
+        }
+    }
+}
+
 /// Where a directory lies: in clusters, or in the fixed area of FAT12 and FAT16.
 #[derive(Debug, Clone, Copy)]
 enum Place {
@@ -71,12 +97,15 @@ pub struct Reader<D> {
     width: Width,
     cluster_bytes: u64,
     table: u64,
+    /// Size of one copy of the table in bytes.
+    table_bytes: u64,
     root: Place,
     root_at: u64,
     root_bytes: u64,
     data: u64,
     /// One more than the last cluster's number.
     end: u32,
+    size: u64,
     id: u32,
     label: String,
 }
@@ -129,11 +158,13 @@ impl<D: Read + Seek> Reader<D> {
             width,
             cluster_bytes: per_cluster * sector,
             table: reserved * sector,
+            table_bytes: table_sectors * sector,
             root,
             root_at: root_at * sector,
             root_bytes: root_entries * ENTRY as u64,
             data: data * sector,
             end: clusters as u32 + FIRST_CLUSTER,
+            size: sectors * sector,
             id,
             label: if label == "NO NAME" { String::new() } else { label },
         })
@@ -149,6 +180,46 @@ impl<D: Read + Seek> Reader<D> {
     #[must_use]
     pub fn label(&self) -> &str {
         &self.label
+    }
+
+    /// The size that it says it has, in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The ranges of bytes that something reads: all up to the first cluster, and the clusters that the table doesn't
+    /// call free. In order, none empty, none touching the next.
+    ///
+    /// # Errors
+    /// When the table can't be read.
+    pub fn in_use(&mut self) -> Result<Vec<Range<u64>>, ReadError> {
+        let mut used: Vec<Range<u64>> = Vec::new();
+        used.push(0..self.data);
+        let (last, size) = self.width.entry(self.end - 1);
+        let table_end = last + size as u64;
+        if table_end > self.table_bytes {
+            return Err(ReadError::Damaged("it has fewer entries than there are clusters"));
+        }
+        let (mut piece, mut piece_at) = (Vec::new(), 0);
+        for cluster in FIRST_CLUSTER..self.end {
+            let (offset, size) = self.width.entry(cluster);
+            if offset + size as u64 > piece_at + piece.len() as u64 {
+                let count = PIECE.min(table_end - offset);
+                (piece, piece_at) = (self.bytes(self.table + offset, count)?, offset);
+            }
+            let mut word = [0; 4];
+            word[..size].copy_from_slice(&piece[(offset - piece_at) as usize..][..size]);
+            if self.width.value(cluster, word) == 0 {
+                continue;
+            }
+            let start = self.data + u64::from(cluster - FIRST_CLUSTER) * self.cluster_bytes;
+            match used.last_mut() {
+                Some(last) if last.end == start => last.end += self.cluster_bytes,
+                _ => used.push(start..start + self.cluster_bytes),
+            }
+        }
+        Ok(used)
     }
 
     /// The file at `path`, parts separated by slashes, in any case; `None` when there is none.
@@ -268,21 +339,10 @@ impl<D: Read + Seek> Reader<D> {
 
     /// The table's entry for a cluster.
     fn next(&mut self, cluster: u32) -> Result<u32, ReadError> {
-        let n = u64::from(cluster);
-        let (offset, size) = match self.width {
-            Width::Fat12 => (n + n / 2, 2),
-            Width::Fat16 => (n * 2, 2),
-            Width::Fat32 => (n * 4, 4),
-        };
+        let (offset, size) = self.width.entry(cluster);
         let mut word = [0; 4];
         word[..size].copy_from_slice(&self.bytes(self.table + offset, size as u64)?);
-        let word = u32::from_le_bytes(word);
-        Ok(match self.width {
-            Width::Fat12 if cluster % 2 == 1 => word >> 4,
-            Width::Fat12 => word & 0xfff,
-            Width::Fat16 => word,
-            Width::Fat32 => word & 0x0fff_ffff,
-        })
+        Ok(self.width.value(cluster, word))
     }
 
     fn bytes(&mut self, at: u64, count: u64) -> io::Result<Vec<u8>> {
