@@ -6,10 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use aws_credential_types::Credentials;
-use aws_smithy_http_client::Builder;
-use aws_smithy_runtime_api::client::http::SharedHttpClient;
-use aws_smithy_types::retry::RetryConfig;
-use aws_types::region::Region;
+use aws_credential_types::provider::SharedCredentialsProvider;
+use kiln::aws::http;
 use serde_json::Value;
 
 /// A running server.
@@ -112,27 +110,18 @@ impl Local {
 
     /// Clients of a region.
     pub fn clients(&self, region: &str) -> Clients {
-        macro_rules! config {
-            ($sdk:ident) => {
-                $sdk::Config::builder()
-                    .behavior_version($sdk::config::BehaviorVersion::latest())
-                    .region(Region::new(region.to_owned()))
-                    .credentials_provider(Credentials::new("AKIATEST", "secret", None, None, "test"))
-                    .endpoint_url(&self.url)
-                    .retry_config(RetryConfig::disabled())
-                    .http_client(http())
-            };
-        }
+        let keys = Credentials::new("AKIATEST", "secret", None, None, "test");
+        let mut config =
+            http::config(region, &http::client(), Some(SharedCredentialsProvider::new(keys))).into_builder();
+        config.set_endpoint_url(Some(self.url.clone()));
+        let config = config.build();
+        let s3 = aws_sdk_s3::config::Builder::from(&config).force_path_style(true).build();
         Clients {
-            ebs: aws_sdk_ebs::Client::from_conf(config!(aws_sdk_ebs).build()),
-            ec2: aws_sdk_ec2::Client::from_conf(config!(aws_sdk_ec2).build()),
-            s3: aws_sdk_s3::Client::from_conf(config!(aws_sdk_s3).force_path_style(true).build()),
+            ebs: aws_sdk_ebs::Client::new(&config),
+            ec2: aws_sdk_ec2::Client::new(&config),
+            s3: aws_sdk_s3::Client::from_conf(s3),
         }
     }
-}
-
-fn http() -> SharedHttpClient {
-    Builder::new().build_http()
 }
 
 impl Drop for Local {

@@ -3,4 +3,5 @@
 mod images;
 #[allow(dead_code)]
 pub mod local;
+mod upload;
 pub mod wire;

@@ -16,6 +16,7 @@ pub mod release;
 pub mod retire;
 pub mod retry;
 pub mod signed;
+pub mod snapshot;
 
 pub use cloud::{Cloud, Options, Region};
 pub use error::{AwsError, Call, Kind};

@@ -12,6 +12,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
     match part {
         crate::vm::launch::PART => crate::vm::launch::main(&args[1..]),
         super::internal_aws::PART => super::internal_aws::main(&args[1..]),
+        super::internal_upload::PART => super::internal_upload::main(&args[1..]),
         crate::vm::netns::PART => crate::vm::netns::inner::main(&args[1..]),
         _ => {
             eprintln!("kiln internal: no part is named `{part}`");

@@ -15,6 +15,7 @@ pub mod gc;
 pub mod init;
 pub mod internal;
 mod internal_aws;
+mod internal_upload;
 pub mod layout;
 pub mod lock;
 pub mod progress;
