@@ -1,5 +1,6 @@
 //! Publishing, against the local AWS of `scripts/aws-local`.
 
+mod credentials;
 mod images;
 #[allow(dead_code)]
 pub mod local;

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::report::Failure;
 use crate::aws::credentials::Secret;
 use crate::aws::{AwsError, Cloud, Options, runtime};
+use crate::publish::target::Role;
 
 /// The name of the part.
 pub const PART: &str = "aws-identity";
@@ -26,6 +27,9 @@ struct Arguments {
     /// Regions that are opened one after the other.
     #[arg(long, default_value = "eu-central-1")]
     region: Vec<String>,
+    /// A role in the regions.
+    #[arg(long)]
+    role: Option<String>,
     /// Seconds that the work takes.
     #[arg(long)]
     least: Option<u64>,
@@ -69,9 +73,10 @@ async fn identities(arguments: Arguments) -> Result<String, AwsError> {
         least: arguments.least.map(std::time::Duration::from_secs),
     };
     let cloud = Cloud::connect(options).await?;
+    let role = arguments.role.map(|arn| Role { arn, external_id: None, session_name: None, duration: None });
     let mut lines = Vec::new();
     for name in &arguments.region {
-        let region = cloud.region(name, None).await?;
+        let region = cloud.region(name, role.as_ref()).await?;
         let remaining = cloud.remaining().await.map(|time| time.as_secs());
         let line = json!({ "region": region.name, "account": region.account, "arn": region.arn, "remaining": remaining });
         lines.push(line.to_string());

@@ -159,7 +159,7 @@ fn start_tracing(verbose: u8, color: bool) {
     use tracing_subscriber::filter::Targets;
     use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
     use tracing_subscriber::util::SubscriberInitExt as _;
-    // The AWS SDK writes requests into its log, tokens and all; what lies below it says nothing that helps a user.
+    // The AWS SDK writes a hundred lines for each call, with parts of requests in them: nothing that helps a user.
     let quiet = ["aws", "h2", "hyper", "rustls"].map(|target| (target, LevelFilter::ERROR));
     let targets = match verbose {
         0 => Targets::new().with_default(LevelFilter::WARN),
