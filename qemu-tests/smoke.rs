@@ -59,8 +59,8 @@ fn server_as_an_instance_of_ec2() {
 fn server_over_ssh_alone() {
     let base = machine::profile("server");
     let profile = base.with_file_name("over-ssh.ncl");
-    let text = "(import \"server.ncl\") & { kernel.arguments.\"systemd.import_credentials\" = \"no\" }\n";
-    std::fs::write(&profile, text).expect("a profile");
+    let changed = "(import \"server.ncl\") & { kernel.arguments.\"systemd.import_credentials\" = \"no\" }\n";
+    std::fs::write(&profile, changed).expect("a profile");
     std::fs::copy(base.with_extension("lock"), profile.with_extension("lock")).expect("a lock");
     let options = ["--platform", "ec2", "--firmware", "bios", "--over-ssh", "--again"];
     let (output, report) = test("over-ssh", &options);
