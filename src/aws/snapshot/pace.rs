@@ -77,7 +77,12 @@ impl Pace {
         self.control().slow(Instant::now());
     }
 
-    /// How long ago a call last succeeded, or the first went out.
+    /// Calls begin now: silence is counted from here.
+    pub fn begin(&self) {
+        self.control().last_good = Instant::now();
+    }
+
+    /// How long ago a call last succeeded, or calls began.
     #[must_use]
     pub fn silence(&self) -> Duration {
         self.control().last_good.elapsed()

@@ -113,6 +113,7 @@ pub async fn upload(job: &Upload<'_>, journal: &mut BlockJournal) -> Result<Uplo
         pace: job.pace.clone(),
         began,
     });
+    job.pace.begin();
     let result = send_all(job, &shared, todo, journal, &mut uploaded).await;
     let synced = journal.sync();
     result?;

@@ -91,6 +91,7 @@ pub async fn verify(
         pace: pace.clone(),
         policy: Patience::default().policy,
     });
+    pace.begin();
     let mut progress = Progress { total: there.len() as u64, ..Progress::default() };
     let mut todo = there.into_iter();
     let mut under_way: JoinSet<Result<(u32, Digest), SnapshotError>> = JoinSet::new();
