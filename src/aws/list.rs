@@ -72,6 +72,14 @@ pub async fn images(region: &Region, system: Option<&str>) -> Result<Vec<Publish
     Ok(all)
 }
 
+/// An image by its id, whoever made it; nothing when there is none.
+///
+/// # Errors
+/// When a request fails for good.
+pub async fn image(region: &Region, id: &str) -> Result<Option<Published>, AwsError> {
+    Ok(image::by_id(region, id).await?.map(|image| read(&region.name, &image)))
+}
+
 /// The regions that the account uses, by name.
 ///
 /// # Errors

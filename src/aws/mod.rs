@@ -5,6 +5,7 @@ pub mod ask;
 pub mod cloud;
 pub mod copy;
 pub mod credentials;
+pub mod deliver;
 pub mod endpoint;
 pub mod error;
 pub mod http;
@@ -17,6 +18,7 @@ pub mod retire;
 pub mod retry;
 pub mod signed;
 pub mod snapshot;
+pub mod together;
 
 pub use cloud::{Cloud, Options, Region};
 pub use error::{AwsError, Call, Kind};

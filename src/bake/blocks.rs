@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 
 use super::BakeError;
 use crate::artifact::RawImage;
@@ -29,6 +30,17 @@ pub fn known_blocks(store: &Store, image: &Digest) -> Option<DiskBlocks> {
     DiskBlocks::decode(&store.read_blob(&found).ok()?).filter(|blocks| blocks.map().digest() == *image)
 }
 
+/// The blocks of a raw image's file.
+///
+/// # Errors
+/// When it can't be read.
+pub fn blocks_in(file: &mut File, path: &Path) -> Result<DiskBlocks, FileError> {
+    let wrong = || FileError::at("can't read", path);
+    let map = block_map(file).map_err(wrong())?;
+    let read = read_ranges(file).map_err(wrong())?;
+    Ok(DiskBlocks::new(&map, &read))
+}
+
 /// The blocks of an image; all of it is read and hashed when they aren't in the store.
 ///
 /// # Errors
@@ -39,15 +51,13 @@ pub fn blocks_of(store: &Store, image: &RawImage) -> Result<DiskBlocks, BakeErro
     }
     let wrong = || FileError::at("can't read", &image.path);
     let mut file = File::open(&image.path).map_err(wrong())?;
-    let map = block_map(&file).map_err(wrong())?;
-    if map.digest() != image.blocks {
+    let blocks = blocks_in(&mut file, &image.path)?;
+    if blocks.map().digest() != image.blocks {
         let changed = io::Error::other(
             "its blocks are not those that it was made with: `kiln store verify` tells more",
         );
         return Err(wrong()(changed).into());
     }
-    let read = read_ranges(&mut file).map_err(wrong())?;
-    let blocks = DiskBlocks::new(&map, &read);
     let blob = store.put_bytes(&blocks.encode())?;
     let outputs = [(OUTPUT.to_owned(), blob)].into();
     store.record(&inputs(&image.blocks), &StepResult { outputs, ..StepResult::default() })?;

@@ -65,6 +65,8 @@ pub enum BakeError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
+    Publish(#[from] crate::publish::resolve::ResolveError),
+    #[error(transparent)]
     Check(#[from] crate::check::written::BadCheck),
     #[error(transparent)]
     Vm(#[from] crate::vm::VmError),

@@ -363,7 +363,7 @@ fn read_stamps(folder: &Path) -> BTreeMap<String, Stamp> {
 }
 
 /// Writes `value` unless the file says just that already.
-fn write_json(path: &Path, value: &impl Serialize) -> Result<(), BakeError> {
+pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), BakeError> {
     let json = serde_json::to_string_pretty(value).map_err(std::io::Error::other);
     let json = json.map_err(FileError::at("can't write", path))? + "\n";
     if fs::read(path).is_ok_and(|old| old == json.as_bytes()) {

@@ -190,6 +190,13 @@ impl Session<'_> {
         Ok(Tested { report, cached: false })
     }
 
+    /// The verdict of a plan that is kept, by the locked QEMU.
+    pub(super) fn known_verdict(&self, locked: &Locked, disk: &BakedDisk, plan: &Plan) -> Option<Tested> {
+        let tools = Self::tools_inputs(locked, ToolSet::Vm).key();
+        let report = self.kept_report(&verdict_inputs(disk.image.blocks, plan, Some(tools)))?;
+        Some(Tested { report, cached: true })
+    }
+
     fn kept_report(&self, inputs: &Inputs) -> Option<Report> {
         let result = self.store.lookup(inputs)?;
         let bytes = self.store.read_blob(&result.output("report")?).ok()?;

@@ -64,7 +64,7 @@ fn describe(report: &GcReport, dry_run: bool) -> String {
 }
 
 /// Reads a time such as `90s`, `30m`, `12h`, `7d`.
-fn parse_age(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_age(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is no time: write a number and s, m, h or d, as in 12h");
     let unit = text.chars().last().ok_or_else(wrong)?;
     let seconds: u64 = match unit {

@@ -6,26 +6,32 @@ use std::path::PathBuf;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+pub mod aws;
 pub mod build;
 pub mod completions;
 pub mod doctor;
 pub mod eval;
 pub mod export;
 pub mod gc;
+pub mod images;
 pub mod init;
 pub mod internal;
 mod internal_aws;
 mod internal_upload;
 pub mod layout;
 pub mod lock;
+pub mod plan;
 pub mod progress;
+pub mod publish;
 pub mod report;
+pub mod retire;
 pub mod run;
 pub mod session;
 pub mod store;
 mod terminal;
 pub mod test;
 pub mod tree;
+pub mod verify;
 pub mod why;
 
 use progress::Progress;
@@ -84,6 +90,16 @@ enum Verb {
     Run(run::Args),
     /// Boot an image on every machine that it is for, and check it there
     Test(test::Args),
+    /// Show what publishing would do in each region; touch nothing
+    Plan(plan::Args),
+    /// Bake, test and publish: an AMI in every region of the profile
+    Publish(publish::Args),
+    /// Read an AMI's snapshot back and compare it with the image
+    Verify(verify::Args),
+    /// List what Kiln has published
+    Images(images::Args),
+    /// Remove images that retention doesn't keep, and what interrupted publications left
+    Retire(retire::Args),
     /// Say what the next build would do, and which input makes it so
     Why(why::Args),
     /// Print the image's file tree
@@ -245,6 +261,11 @@ fn run(verb: Verb, cx: &Context) -> Result<(), Failure> {
         Verb::Eval(args) => eval::run(&args, cx),
         Verb::Run(args) => run::run(&args, cx),
         Verb::Test(args) => test::run(&args, cx),
+        Verb::Plan(args) => plan::run(&args, cx),
+        Verb::Publish(args) => publish::run(&args, cx),
+        Verb::Verify(args) => verify::run(&args, cx),
+        Verb::Images(args) => images::run(&args, cx),
+        Verb::Retire(args) => retire::run(&args, cx),
         Verb::Completions(args) => completions::run(&args),
         Verb::Man(args) => completions::man(&args, cx),
     }

@@ -116,6 +116,7 @@ impl From<BakeError> for Failure {
             BakeError::Sandbox(_) => {
                 Failure::of("sandbox", &error).hint("`kiln doctor` says what this host allows")
             }
+            BakeError::Publish(_) => usage("publish", &error),
             BakeError::Check(_) => usage("check", &error),
             BakeError::NoMachine(_) => usage("no-machine", &error)
                 .hint("`test.platforms` and `test.disks` say on which machines the image is tested"),

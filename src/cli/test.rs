@@ -11,7 +11,10 @@ use super::report::{Failure, Status};
 use super::run::{AccelArg, DiskArg, FirmwareArg, disk_of, is_profile, qemu_of};
 use super::session::ProfileArgs;
 use crate::arch::Arch;
-use crate::bake::{BakeError, LOGIN, Session, Subject, TestRequest, Tested, boots_under, digest_of};
+use crate::bake::{
+    BakeError, BakedDisk, BakedTree, LOGIN, Locked, Publishable, Session, Subject, TestRequest, Tested,
+    boots_under, digest_of, passed, whole_test,
+};
 use crate::check::plan::{Boots, Bus, Only};
 use crate::check::report::{CheckResult, MachineReport, Report, Verdict};
 use crate::check::{Plan, Platform};
@@ -104,6 +107,24 @@ pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
         Verdict::Failed => Err(failed(&tested.report, &folder)),
         Verdict::Passed | Verdict::Skipped => Ok(()),
     }
+}
+
+/// The verdict that a publication needs: the one that is there, or that of all tests on all machines. Reports go to
+/// `folder`.
+pub(super) fn test_for_publication(
+    session: &Session<'_>,
+    locked: &Locked,
+    tree: &BakedTree,
+    disk: &BakedDisk,
+    folder: &Path,
+    cx: &Context,
+) -> Result<Publishable, Failure> {
+    can_be_written(folder)?;
+    let request = whole_test(folder.to_owned());
+    let tested = session.test(locked, tree, disk, &request, &Teller { cx })?;
+    write_reports(folder, &tested.report)?;
+    let report = tested.report.clone();
+    passed(disk.image.clone(), tested).ok_or_else(|| failed(&report, folder))
 }
 
 fn failed(report: &Report, folder: &Path) -> Failure {

@@ -59,6 +59,12 @@ pub struct Settings {
 }
 
 impl Aws {
+    /// The names of the regions that are on.
+    #[must_use]
+    pub fn names(&self) -> std::collections::BTreeSet<String> {
+        self.enabled().map(|(name, _)| name.to_owned()).collect()
+    }
+
     /// The regions that are on, by name.
     pub fn enabled(&self) -> impl Iterator<Item = (&str, &Region)> {
         self.regions.iter().filter(|(_, region)| region.enable).map(|(name, region)| (name.as_str(), region))
