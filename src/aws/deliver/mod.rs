@@ -28,7 +28,7 @@ use crate::digest::Digest;
 use crate::host::fs::FileError;
 use crate::publish::blocks::DiskBlocks;
 use crate::publish::observed::{self, Observed};
-use crate::publish::plan::Plan;
+use crate::publish::plan::{Action, Plan};
 use crate::publish::{Publication, Target};
 use ship::Ship;
 use sources::Sources;
@@ -217,7 +217,7 @@ async fn ship(
     Ship { delivery, sources, region, seen, target, action: &planned.action }.make().await
 }
 
-/// A part of phase two, in all regions that have their image. Those that fail in it are failed.
+/// A part of phase two, in all regions that have their image and lack something. Those that fail in it are failed.
 async fn phase<E: Into<DeliverError>>(
     delivery: &Delivery<'_>,
     outcome: &mut Outcome,
@@ -230,7 +230,14 @@ async fn phase<E: Into<DeliverError>>(
         let (region, target) = (&delivery.regions[name], &delivery.publication.targets[name]);
         (name.clone(), work(region, target, &delivered.ami.id, &tell).await)
     };
-    let there = outcome.iter().filter_map(|(name, result)| Some(one(name, result.as_ref().ok()?)));
+    let lacks = |name: &String| {
+        let planned = delivery.plan.regions.get(name);
+        planned.is_none_or(|planned| !matches!(planned.action, Action::Nothing { .. }))
+    };
+    let there = outcome
+        .iter()
+        .filter(|(name, _)| lacks(name))
+        .filter_map(|(name, result)| Some(one(name, result.as_ref().ok()?)));
     let done: Vec<_> = all(there).await;
     for (name, result) in done {
         match result {

@@ -196,7 +196,6 @@ impl Ship<'_> {
             parent: sending.parent.clone(),
             why_all: why_all.map(|why| why.to_string()),
         });
-        self.doing("uploading");
         let way = if sending.parent.is_some() { "delta" } else { "upload" };
         let begun = self.begun(&sending).await?;
         let job = Make {
