@@ -40,7 +40,7 @@ pub use output::{Format, Manifest, Outputs};
 pub use profile::Profile;
 pub use publish::{Carried, Publishable, RECORD, Ready, passed, whole_test};
 pub use steps::{BakedDisk, BakedTree};
-pub use test::{LOGIN, Subject, TestRequest, Tested, accepted, boots_under, digest_of, is_disk};
+pub use test::{IMAGE_LOGIN, Subject, TestRequest, Tested, accepted, boots_under, digest_of, is_disk};
 pub use watch::{Advance, Unwatched, Watch};
 pub use why::{StepState, Why};
 

@@ -75,8 +75,11 @@ pub struct Subject<'a> {
     pub login: String,
 }
 
-/// Who logs in when no profile says who: cloud-init's own default on Debian.
-pub const LOGIN: &str = "debian";
+/// Who logs in to an image without a profile: whom `kiln/server.ncl` makes, and Debian's own AMIs do.
+pub const IMAGE_LOGIN: &str = "admin";
+
+/// Who logs in when a profile doesn't say who: cloud-init's own default on Debian.
+const LOGIN: &str = "debian";
 
 impl Session<'_> {
     /// The plan for a baked disk.

@@ -12,7 +12,7 @@ use super::run::{AccelArg, DiskArg, FirmwareArg, disk_of, is_profile, qemu_of};
 use super::session::ProfileArgs;
 use crate::arch::Arch;
 use crate::bake::{
-    BakeError, BakedDisk, BakedTree, LOGIN, Locked, Publishable, Session, Subject, TestRequest, Tested,
+    BakeError, BakedDisk, BakedTree, IMAGE_LOGIN, Locked, Publishable, Session, Subject, TestRequest, Tested,
     boots_under, digest_of, passed, whole_test,
 };
 use crate::check::plan::{Boots, Bus, Only};
@@ -228,8 +228,14 @@ fn of_image(args: &Args, cx: &Context, teller: &Teller<'_>) -> Result<Option<(Te
     let folder = args.folder(&name);
     args.target.in_session(cx, |session: &Session<'_>| {
         let digest = digest_of(path).map_err(BakeError::from)?;
-        let subject =
-            Subject { path, name, digest, size: image.size, arch: Arch::Amd64, login: LOGIN.to_owned() };
+        let subject = Subject {
+            path,
+            name,
+            digest,
+            size: image.size,
+            arch: Arch::Amd64,
+            login: IMAGE_LOGIN.to_owned(),
+        };
         let qemu = qemu_of(args.qemu.as_deref(), None, session.store)?;
         let found = || Ok(qemu.clone());
         let request = args.request(args.qemu.as_ref().map(|_| qemu.clone()), folder.clone());

@@ -127,7 +127,10 @@ impl<'a> Channel<'a> {
         loop {
             while Instant::now() < next {
                 let news = vm.news(&mut lines, WHAT)?;
-                vm.check_pulse(HANG)?;
+                // A system that waits for someone to log in may be quiet for as long as it likes.
+                if asks.is_none() {
+                    vm.check_pulse(HANG)?;
+                }
                 if !done && news.iter().any(|line| early_boot_is_done(line)) {
                     (done, next, pause) = (true, Instant::now() + RULE_READ, AGENT_START);
                 }
@@ -203,13 +206,24 @@ fn early_boot_is_done(line: &str) -> bool {
         || asks_who_logs_in(line)
 }
 
+/// The prompt of a getty; what the kernel says afterwards stands on the same line.
 fn asks_who_logs_in(line: &str) -> bool {
-    line.ends_with("login: ")
+    let host = |name: &str| !name.is_empty() && !name.contains(char::is_whitespace);
+    line.split_once(" login: ")
+        .is_some_and(|(name, rest)| host(name) && (rest.is_empty() || rest.starts_with('[')))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn prompts_are_recognised_whatever_the_kernel_adds() {
+        assert!(asks_who_logs_in("web login: ") && asks_who_logs_in("web login: [   38.015161] cryptd: max"));
+        for line in ["User login: started", "[    1.0] a login: x", "web login: admin", "", " login: "] {
+            assert!(!asks_who_logs_in(line), "{line}");
+        }
+    }
 
     #[test]
     fn the_agent_fits_into_an_smbios_table() {
