@@ -221,7 +221,8 @@ fn the_real_quota_is_kept_to() {
     let case = Case::new();
     case.local.settings(&json!({ "rates": true, "rate_overrides": { "PutSnapshotBlock": 50 } }));
     let uploaded = case.survives(&json!([]));
-    assert!(uploaded.again < 100, "{uploaded:?}");
+    // 50 at once and 110 more at 50 a second; the first second finds out how slow that is.
+    assert!(uploaded.again < 250 && uploaded.seconds < 8.0, "{uploaded:?}");
 }
 
 #[test]
