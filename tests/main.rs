@@ -7,6 +7,7 @@ mod export;
 mod house;
 mod locks;
 mod mutated;
+mod permissions;
 mod profile;
 mod reference;
 mod server;

@@ -4,5 +4,6 @@ mod credentials;
 mod images;
 #[allow(dead_code)]
 pub mod local;
+mod real;
 mod upload;
 pub mod wire;

@@ -182,9 +182,14 @@ impl AwsError {
             return self.advice.clone();
         }
         Some(match self.kind {
-            Kind::Denied => format!(
-                "the caller needs the permission `{service}:{operation}` in {region}; docs/guide/publishing.md has the policy"
-            ),
+            Kind::Denied => {
+                let call = Call { service, operation, region };
+                let needed = match super::iam::permission(call) {
+                    Some(permission) => format!("the permission `{permission}` in {region}"),
+                    None => "more permissions".to_owned(),
+                };
+                format!("the caller needs {needed}; docs/guide/publishing.md has the policies")
+            }
             Kind::Expired => {
                 "sign in again and give the same command: it goes on where it stopped".to_owned()
             }
@@ -449,6 +454,9 @@ mod tests {
             error.to_string(),
             "ec2 RegisterImage in eu-central-1: InvalidAMIName.Duplicate: taken (request r-1)"
         );
+        let denied = Call::new("s3", "HeadBucket", "eu-central-1").error(Kind::Denied, "no");
+        let hint = denied.hint().unwrap();
+        assert!(hint.contains("`s3:ListBucket` in eu-central-1") && hint.contains("publishing.md"), "{hint}");
         assert_eq!(AwsError::credentials("no profile").to_string(), "no profile");
         assert!(AwsError::from(Interrupted).source().is_some_and(|e| e.is::<Interrupted>()));
     }

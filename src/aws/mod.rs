@@ -9,6 +9,7 @@ pub mod deliver;
 pub mod endpoint;
 pub mod error;
 pub mod http;
+pub mod iam;
 pub mod image;
 pub mod list;
 pub mod observe;
