@@ -36,6 +36,7 @@ impl Run {
         };
         let regions = regions.split(',').map(|name| name.trim().to_owned()).collect();
         let system = format!("kiln-test-{:x}-{:x}", Timestamp::now().0, std::process::id());
+        println!("everything is tagged {}={system}", tags::SYSTEM);
         let (recipe, folder) = (machine::profile("minimal"), tempfile::tempdir().expect("a folder"));
         Some(Run { profile, regions, system, recipe, folder })
     }
