@@ -1,6 +1,7 @@
 //! Publishing, against the local AWS of `scripts/aws-local`.
 
 mod credentials;
+mod guide;
 mod images;
 #[allow(dead_code)]
 pub mod local;
