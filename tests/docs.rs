@@ -148,3 +148,18 @@ fn blocks_name_their_language() {
     }
     assert!(nameless.is_empty(), "{nameless:#?}");
 }
+
+/// Every event that `kiln publish --json` prints is explained.
+#[test]
+fn events_are_documented() {
+    let page = fs::read_to_string(root().join("docs/reference/publication.md")).unwrap();
+    let mut events = std::collections::BTreeSet::new();
+    for file in ["src/cli/aws.rs", "src/cli/publish.rs"] {
+        let text = fs::read_to_string(root().join(file)).unwrap();
+        let names = text.split("\"event\": \"").skip(1).filter_map(|rest| rest.split('"').next());
+        events.extend(names.map(str::to_owned));
+    }
+    assert!(events.len() > 8, "only {events:?} were found");
+    let missing: Vec<_> = events.iter().filter(|event| !page.contains(&format!("| `{event}` |"))).collect();
+    assert!(missing.is_empty(), "docs/reference/publication.md doesn't explain {missing:?}");
+}

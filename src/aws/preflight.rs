@@ -463,7 +463,7 @@ impl Table<'_> {
                 region,
                 check,
                 format!("the caller may not {permission}"),
-                format!("allow {permission}; the guide has the whole policy"),
+                format!("allow {permission}; docs/guide/publishing.md has the policies"),
             ),
             Err(error) => self.failed(check, &error),
             Ok(()) => unknown(region, check, format!("{permission}: EC2 doesn't know dry runs")),

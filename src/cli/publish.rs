@@ -183,7 +183,11 @@ impl Work<'_> {
             publication.targets.get(&finding.region).is_none_or(|target| target.required)
         };
         if failed.iter().any(|finding| required(&finding)) {
-            let message = format!("{} things stand in the way:\n{}", failed.len(), findings(&failed));
+            let count = match failed.len() {
+                1 => "something stands".to_owned(),
+                count => format!("{count} things stand"),
+            };
+            let message = format!("{count} in the way:\n{}", findings(&failed));
             return Err(Failure::new("preflight", message.trim_end()).hint("nothing was uploaded or changed"));
         }
         for finding in failed {
