@@ -17,8 +17,8 @@ const KEYS: &str =
     "[base]\naws_access_key_id = AKIAKILNTESTBASE0000\naws_secret_access_key = hush-base-secret-key\n";
 
 /// A home folder, and an AWS.
-struct Desk {
-    local: Local,
+pub struct Desk {
+    pub local: Local,
     home: tempfile::TempDir,
 }
 
@@ -34,7 +34,7 @@ impl Desk {
     }
 
     /// One whose profile `work` is a role that takes an MFA code.
-    fn with_mfa() -> Desk {
+    pub fn with_mfa() -> Desk {
         let desk = Desk::new(&format!(
             "[profile work]\nrole_arn = {BAKE}\nsource_profile = base\nmfa_serial = {SERIAL}\n"
         ));
@@ -53,7 +53,7 @@ impl Desk {
     }
 
     /// The device's code of now. Each call moves AWS's clock on to the next one.
-    fn code(&self, step: i64) -> String {
+    pub fn code(&self, step: i64) -> String {
         self.local.settings(&json!({ "clock_offset": 30 * step }));
         let url = format!("{}/_kiln/mfa?serial={SERIAL}", self.local.url());
         let mut answer = ureq::get(url).call().unwrap();
@@ -89,7 +89,7 @@ impl Desk {
     }
 
     /// The parameters of each call of an operation.
-    fn calls(&self, operation: &str) -> Vec<Value> {
+    pub fn calls(&self, operation: &str) -> Vec<Value> {
         let url = format!("{}/_kiln/log?operation={operation}", self.local.url());
         let lines = ureq::get(url).call().unwrap().body_mut().read_to_string().unwrap();
         lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["parameters"].take()).collect()
@@ -145,23 +145,27 @@ impl Answer {
 }
 
 /// A program on a terminal of its own, which somebody types on.
-struct Typist {
+pub struct Typist {
     program: std::process::Child,
-    said: String,
+    pub said: String,
 }
 
 impl Typist {
     fn new(desk: &Desk, arguments: &str) -> Typist {
+        Typist::running(desk, &format!("{KILN} internal aws-identity {arguments}"))
+    }
+
+    /// One in front of a shell's line.
+    pub fn running(desk: &Desk, line: &str) -> Typist {
         // util-linux's script makes the pseudo-terminal, and makes it the program's controlling one.
-        let line = format!("{KILN} internal aws-identity {arguments}");
         let mut command = desk.at_home("script");
-        command.args(["--quiet", "--flush", "--return", "--echo", "never", "--command", &line, "/dev/null"]);
+        command.args(["--quiet", "--flush", "--return", "--echo", "never", "--command", line, "/dev/null"]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         Typist { program: command.spawn().unwrap(), said: String::new() }
     }
 
     /// Waits until the program asks, and types.
-    fn types(&mut self, asked: &str, text: &str) {
+    pub fn types(&mut self, asked: &str, text: &str) {
         let mut byte = [0];
         let start = self.said.len();
         while !self.said[start..].contains(asked) {
@@ -173,7 +177,7 @@ impl Typist {
     }
 
     /// All that it said, and whether it succeeded.
-    fn ends(mut self) -> (String, bool) {
+    pub fn ends(mut self) -> (String, bool) {
         let mut rest = Vec::new();
         self.program.stdout.as_mut().unwrap().read_to_end(&mut rest).unwrap();
         self.said.push_str(&String::from_utf8_lossy(&rest));

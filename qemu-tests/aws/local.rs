@@ -95,7 +95,8 @@ impl Local {
         format!("{}/_kiln/{path}", self.url)
     }
 
-    fn get(&self, path: &str) -> Value {
+    /// A control call that asks; `path` is what follows `/_kiln/`.
+    pub fn get(&self, path: &str) -> Value {
         let mut answer = self.control.get(self.at(path)).call().expect(path);
         serde_json::from_str(&answer.body_mut().read_to_string().unwrap()).unwrap()
     }

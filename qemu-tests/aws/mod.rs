@@ -5,6 +5,7 @@ mod guide;
 mod images;
 #[allow(dead_code)]
 pub mod local;
+mod publish;
 mod real;
 mod upload;
 pub mod wire;

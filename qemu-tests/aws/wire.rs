@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::local::Local;
 
 /// `scripts/aws-local --python`: a Python with AWS's own library.
-fn python() -> Command {
+pub fn python() -> Command {
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/aws-local"));
     command.arg("--python");
     command

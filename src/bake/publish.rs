@@ -12,12 +12,13 @@ use super::{BakeError, BakedDisk, BakedTree, Locked, Session, TestRequest, Teste
 use crate::artifact::RawImage;
 use crate::aws::cloud::Region;
 use crate::aws::deliver::{Delivered, Outcome};
+use crate::aws::snapshot::journal::noted;
 use crate::check::plan::Only;
 use crate::check::report::Verdict;
 use crate::date::Timestamp;
 use crate::digest::Digest;
 use crate::publish::blocks::DiskBlocks;
-use crate::publish::observed::{Observed, Snapshot};
+use crate::publish::observed::{Observed, Snapshot, SnapshotState};
 use crate::publish::plan::{self, Blocks, Plan};
 use crate::publish::resolve::{ImageFacts, resolve};
 use crate::publish::{Publication, Target};
@@ -113,9 +114,16 @@ impl Session<'_> {
             total: (data + zeroes + holes) as u64,
             needed: (data + zeroes) as u64,
             deltas,
-            left: BTreeMap::new(),
+            there: self.there(observed),
         };
         plan::plan(&ready.publication, observed, &blocks, Timestamp::now())
+    }
+
+    /// How many blocks each pending snapshot has already, where a journal tells.
+    fn there(&self, observed: &Observed) -> BTreeMap<String, u64> {
+        let snapshots = observed.values().flatten().flat_map(|region| &region.snapshots);
+        let pending = snapshots.filter(|snapshot| snapshot.state == SnapshotState::Pending);
+        pending.filter_map(|s| Some((s.id.clone(), noted(&self.journals(), &s.id)?))).collect()
     }
 
     /// Where journals of unfinished uploads are kept.

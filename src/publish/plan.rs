@@ -31,8 +31,8 @@ pub struct Blocks {
     pub needed: u64,
     /// How many blocks differ from an earlier image, by its digest, as far as its blocks are known.
     pub deltas: BTreeMap<Digest, u64>,
-    /// How many blocks a pending snapshot still lacks, by its id, as far as the journal says.
-    pub left: BTreeMap<String, u64>,
+    /// How many blocks a pending snapshot has already, by its id, as far as its journal says.
+    pub there: BTreeMap<String, u64>,
 }
 
 /// What is done in all regions.
@@ -259,7 +259,7 @@ fn look(publication: &Publication, target: &Target, region: &Region, now: Timest
     }
     let failed = named.filter(|image| image.is_of(&publication.system) && image.is_failed());
     match named.filter(|_| failed.is_none()) {
-        Some(image) => match compare::image(publication, target, image, region) {
+        Some(image) => match compare::image(publication, target, image, region, now) {
             Ok(changes) => {
                 let id = image.id.clone();
                 plan.action = if changes.is_empty() {

@@ -1,10 +1,11 @@
 //! One region's image: by whichever way was chosen for it, from wherever an earlier run stopped.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::sources::Sources;
 use super::{DeliverError, Delivered, Delivery, Event};
-use crate::aws::ask::{Note, Patience};
+use crate::aws::ask::{Note, Patience, Waiting};
 use crate::aws::cloud::Region;
 use crate::aws::copy::{self, Source};
 use crate::aws::error::{AwsError, Kind};
@@ -21,6 +22,12 @@ use crate::publish::{Target, tags};
 
 /// How long an image or a copy may take.
 const AVAILABLE: Patience = Patience::minutes(120);
+/// How long a snapshot that was begun just now may stay invisible.
+const APPEARS: Patience = Patience {
+    first: Duration::from_millis(200),
+    most: Duration::from_secs(2),
+    limit: Duration::from_secs(15),
+};
 /// How often a snapshot that turned out to be of no use is begun anew.
 const GENERATIONS: u32 = 8;
 
@@ -232,7 +239,7 @@ impl Ship<'_> {
         })
     }
 
-    /// Begins a snapshot; one that an earlier run began is gone on with, one that failed is begun anew.
+    /// Begins a snapshot; one that an earlier run began is gone on with, one that failed or is gone is begun anew.
     async fn begun(&self, sending: &Sending) -> Result<snapshot::Begun, DeliverError> {
         let parent = sending.parent.as_deref().unwrap_or_default();
         let mut tags = self.target.snapshot_tags.clone();
@@ -256,8 +263,13 @@ impl Ship<'_> {
                 kms_key: key.as_deref(),
                 token: &token,
             };
-            let begun = snapshot::start(&self.region.ebs, &self.region.name, &start).await?;
-            if !begun.failed {
+            let begun = snapshot::start(&self.region.ebs, &self.region.name, &start).await;
+            // With this token other things were asked for before, of which nothing is left that serves.
+            if begun.as_ref().is_err_and(is_conflict) {
+                continue;
+            }
+            let begun = begun?;
+            if !begun.failed && self.is_there(&begun.snapshot).await? {
                 self.tell(Event::Note(Note::Made(begun.snapshot.clone())));
                 return Ok(begun);
             }
@@ -268,6 +280,26 @@ impl Ship<'_> {
             message: String::new(),
         }
         .into())
+    }
+
+    /// Whether a snapshot that EBS named as begun is there. For a token that was used before EBS names the snapshot that
+    /// was begun then, even when it has been deleted since; a new one may take a while to be seen.
+    async fn is_there(&self, id: &str) -> Result<bool, AwsError> {
+        if self.seen.snapshot(id).is_some() {
+            return Ok(true);
+        }
+        let mut waiting = Waiting::new(APPEARS);
+        loop {
+            match copy::by_id(self.region, id).await? {
+                Some(found) => return Ok(!copy::is_dead(&found)),
+                None if !waiting.pause().await? => break,
+                None => {}
+            }
+        }
+        self.tell(Event::Note(Note::Changed(format!("{id} is gone: a new snapshot is begun"))));
+        // If it shows after all, nobody would ever use it.
+        copy::delete(self.region, id).await?;
+        Ok(false)
     }
 
     /// Removes snapshots that earlier, interrupted runs of this publication left and that its image doesn't use.
@@ -282,6 +314,10 @@ impl Ship<'_> {
         }
         Ok(())
     }
+}
+
+fn is_conflict(error: &SnapshotError) -> bool {
+    matches!(error, SnapshotError::Aws(error) if error.kind == Kind::Conflict)
 }
 
 fn encryption(wanted: &Encryption) -> (bool, Option<&str>) {

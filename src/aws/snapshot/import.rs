@@ -21,6 +21,7 @@ use super::{Listener, Progress, SnapshotError};
 use crate::aws::error::{AwsError, Call, Kind};
 use crate::aws::retry::{Policy, call, call_watched, interrupted, sleep};
 use crate::base64::base64;
+use crate::publish::blocks::client_token;
 use crate::units::MIB;
 
 /// Parts of an object, at most (S3's limit).
@@ -29,6 +30,8 @@ const MOST_PARTS: u64 = 10_000;
 const PART: u64 = 16 * MIB;
 /// Parts under way at once.
 const UNDER_WAY: usize = 6;
+/// How often an import that turned out to be of no use is begun anew.
+const GENERATIONS: u32 = 4;
 /// A part takes longer than a call that asks.
 const PART_POLICY: Policy = Policy::CONTROL.deadline(Duration::from_secs(180));
 
@@ -392,8 +395,48 @@ fn tags(job: &Import<'_>) -> Vec<Tag> {
     job.tags.iter().map(|(key, value)| Tag::builder().key(key).value(value).build()).collect()
 }
 
-/// Begins the import, or finds the one that was begun with the same token.
+/// Begins an import, or finds the one that was begun earlier: the token makes them one. An earlier one that failed, or whose
+/// snapshot has been deleted since, is of no use: another token begins another.
 async fn begin(job: &Import<'_>) -> Result<String, SnapshotError> {
+    let mut last = None;
+    for generation in 0..GENERATIONS {
+        let token = match generation {
+            0 => job.token.to_owned(),
+            _ => client_token(&[job.token, &generation.to_string()]),
+        };
+        match ask(job, &token).await {
+            Ok(task) if serves(job, &task).await? => return Ok(task),
+            Ok(task) => last = Some(Ok(task)),
+            Err(SnapshotError::Aws(error)) if error.kind == Kind::Conflict => {
+                last = Some(Err(error.into()));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    // Waiting for the last one tells what is wrong with all of them.
+    last.unwrap_or(Err(SnapshotError::Answer { operation: "ImportSnapshot", what: "task id" }))
+}
+
+/// Whether something came or may come of a task.
+async fn serves(job: &Import<'_>, task: &str) -> Result<bool, SnapshotError> {
+    let Some(detail) = task_detail(job, task).await? else { return Ok(true) };
+    match (detail.status().unwrap_or("active"), detail.snapshot_id()) {
+        ("active" | "pending" | "", _) => Ok(true),
+        ("completed", Some(snapshot)) => {
+            let answer = call(Call::new("ec2", "DescribeSnapshots", job.region), &Policy::CONTROL, || {
+                job.ec2.describe_snapshots().snapshot_ids(snapshot).send()
+            });
+            match answer.await {
+                Err(error) if error.kind == Kind::NotFound => Ok(false),
+                Err(error) => Err(error.into()),
+                Ok(_) => Ok(true),
+            }
+        }
+        _ => Ok(false),
+    }
+}
+
+async fn ask(job: &Import<'_>, token: &str) -> Result<String, SnapshotError> {
     let bucket = UserBucket::builder().s3_bucket(job.bucket).s3_key(job.key).build();
     let disk = SnapshotDiskContainer::builder()
         .format("RAW")
@@ -413,7 +456,7 @@ async fn begin(job: &Import<'_>) -> Result<String, SnapshotError> {
             .set_encrypted(job.encrypted.then_some(true))
             .set_kms_key_id(job.kms_key.map(str::to_owned))
             .set_role_name(job.role.map(str::to_owned))
-            .client_token(job.token)
+            .client_token(token)
             .set_tag_specifications(tags.clone())
             .send()
     })

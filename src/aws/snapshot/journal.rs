@@ -127,6 +127,15 @@ impl BlockJournal {
     }
 }
 
+/// How many blocks of a snapshot its journal says are there; nothing when it has none. For a plan: nothing is locked.
+#[must_use]
+pub fn noted(folder: &Path, snapshot: &str) -> Option<u64> {
+    let bytes = fs::read(path_of(folder, snapshot)).ok()?;
+    let head = bytes.iter().position(|&byte| byte == b'\n')? + 1;
+    let marks = whole_records(&bytes[head..]);
+    Some(marks.iter().filter(|&&index| index != COMPLETING).count() as u64)
+}
+
 fn path_of(folder: &Path, snapshot: &str) -> PathBuf {
     // Ids are letters, digits and dashes; anything else must not lead elsewhere.
     let name: String =
@@ -159,6 +168,7 @@ mod tests {
         }
         journal.begin_completing().unwrap();
         drop(journal);
+        assert_eq!((noted(folder.path(), "snap-1"), noted(folder.path(), "snap-2")), (Some(3), None));
         let path = path_of(folder.path(), "snap-1");
         let whole = fs::read(&path).unwrap();
         for cut in 0..=whole.len() {

@@ -14,6 +14,8 @@ use crate::units::GIB;
 const IMAGE_TYPE: &str = "aws:ec2:image";
 /// Seconds by which deprecation may differ: EC2 keeps minutes.
 const MINUTE: i64 = 60;
+/// Seconds from now that are as good as over: EC2 wants a time to come.
+const SOON: i64 = 3 * MINUTE;
 
 /// What has to be changed of `image`, which has the target's name.
 ///
@@ -24,6 +26,7 @@ pub(super) fn image(
     target: &Target,
     image: &Image,
     region: &Region,
+    now: Timestamp,
 ) -> Result<Vec<Change>, Vec<String>> {
     let id = &image.id;
     match image.digest() {
@@ -56,7 +59,8 @@ pub(super) fn image(
         wrong.extend(fixed.into_iter().map(|(what, is, wanted)| {
             format!("{id} has {what} {is}, {wanted} is wanted, and that can't be changed: choose another `name`, or retire it")
         }));
-        settings(target, image, details, &mut changes);
+        settings(target, details, &mut changes);
+        deprecation(target, image, details, now, &mut changes);
     }
     tags_of("tag", &image.tags, &target.image_tags, &mut changes);
     if let Some(snapshot) = root_snapshot(image, region) {
@@ -71,7 +75,6 @@ pub(super) fn image(
 
 /// What an image gets that isn't there yet.
 pub(super) fn everything(target: &Target, region: &Region, wrong: &mut Vec<String>) -> Vec<Change> {
-    let blank = Image::default();
     let mut changes = Vec::new();
     let plain = Details::default();
     for (what, wanted) in made_of(target, region.encrypts(&target.encryption)) {
@@ -80,7 +83,10 @@ pub(super) fn everything(target: &Target, region: &Region, wrong: &mut Vec<Strin
     if target.imds_v2 {
         changes.push(change("imds", None, Some("v2.0")));
     }
-    settings(target, &blank, &Details { imds_v2: target.imds_v2, ..plain }, &mut changes);
+    settings(target, &Details { imds_v2: target.imds_v2, ..plain }, &mut changes);
+    if let Some(days) = target.deprecate_after {
+        changes.push(change("deprecation", None, Some(&format!("after {days} days"))));
+    }
     tags_of("tag", &BTreeMap::new(), &target.image_tags, &mut changes);
     tags_of("snapshot tag", &BTreeMap::new(), &target.snapshot_tags, &mut changes);
     snapshot_permissions(&SnapshotPermissions::default(), &target.snapshot, &mut changes);
@@ -200,7 +206,7 @@ fn other_key(target: &Target, snapshot: Option<&Snapshot>) -> Option<String> {
 }
 
 /// What an image can be given later.
-fn settings(target: &Target, image: &Image, is: &Details, changes: &mut Vec<Change>) {
+fn settings(target: &Target, is: &Details, changes: &mut Vec<Change>) {
     if is.description != target.description {
         let old = (!is.description.is_empty()).then_some(is.description.as_str());
         changes.push(change("description", old, Some(&target.description)));
@@ -217,7 +223,6 @@ fn settings(target: &Target, image: &Image, is: &Details, changes: &mut Vec<Chan
         permissions(what, is, wanted, changes);
     }
     permission("launch all", is.launch.public, launch.public, changes);
-    deprecation(target, image, is, changes);
     let shown = |protection: Option<Protection>| match protection {
         None => None,
         Some(Protection { cooldown: false }) => Some("on"),
@@ -228,20 +233,22 @@ fn settings(target: &Target, image: &Image, is: &Details, changes: &mut Vec<Chan
     }
 }
 
-fn deprecation(target: &Target, image: &Image, is: &Details, changes: &mut Vec<Change>) {
-    let made = !image.id.is_empty();
+fn deprecation(target: &Target, image: &Image, is: &Details, now: Timestamp, changes: &mut Vec<Change>) {
+    let old = is.deprecation.map(|at| at.to_string());
     let Some(days) = target.deprecate_after else {
         // EC2 deprecates public images by itself.
-        if let Some(at) = is.deprecation.filter(|_| !target.launch.public) {
-            changes.push(change("deprecation", Some(&at.to_string()), None));
+        if is.deprecation.is_some() && !target.launch.public {
+            changes.push(change("deprecation", old.as_deref(), None));
         }
         return;
     };
     let at = image.created.plus(i64::from(days) * DAY);
     let close = |is: Timestamp| (is.0 - at.0).abs() < MINUTE;
-    if !is.deprecation.is_some_and(close) {
-        let new = if made { at.to_string() } else { format!("after {days} days") };
-        changes.push(change("deprecation", is.deprecation.map(|at| at.to_string()).as_deref(), Some(&new)));
+    // EC2 takes no time that has passed: what is deprecated already can't be deprecated earlier.
+    let soon = now.plus(SOON);
+    let past = |is: Timestamp| is < soon && at < soon;
+    if !is.deprecation.is_some_and(|is| close(is) || past(is)) {
+        changes.push(change("deprecation", old.as_deref(), Some(&at.to_string())));
     }
 }
 

@@ -154,6 +154,22 @@ fn a_further_region_changes_nothing_in_the_others() {
 }
 
 #[test]
+fn a_deprecation_that_has_passed_is_no_change_each_time() {
+    let mut wanted = rich();
+    wanted.deprecate_after = 90;
+    let publication = publication(wanted);
+    let mut observed = all_published(&publication);
+    let image = &mut here(&mut observed, "eu-central-1").images[0];
+    image.created = NOW.plus(-200 * DAY);
+    // EC2 took no time that had passed: some later minute, which has passed by now, too.
+    image.details.as_mut().unwrap().deprecation = Some(NOW.plus(-DAY));
+    let action = |observed: &Observed| planned(&publication, observed).regions["eu-central-1"].action.clone();
+    assert_eq!(action(&observed), Action::Nothing { image: "ami-eu-central-1".into() });
+    here(&mut observed, "eu-central-1").images[0].details.as_mut().unwrap().deprecation = Some(NOW.plus(DAY));
+    assert_eq!(action(&observed), Action::Change { image: "ami-eu-central-1".into() });
+}
+
+#[test]
 fn every_setting_that_differs_is_told_old_and_new() {
     let publication = publication(rich());
     let mut observed = all_published(&publication);
@@ -330,18 +346,19 @@ fn what_was_begun_goes_on() {
     let way = |observed: &Observed, blocks: &Blocks| {
         way(&plan(&publication, observed, blocks, NOW), "eu-central-1").clone()
     };
-    let journal = Blocks { left: [("snap-1".to_owned(), 17)].into(), ..blocks() };
+    let journal = Blocks { there: [("snap-1".to_owned(), 983)].into(), ..blocks() };
     let resume = |blocks| Way::Resume { snapshot: "snap-1".into(), blocks };
     assert_eq!(way(&region(SnapshotState::Pending, &[]), &journal), resume(17));
     assert_eq!(way(&region(SnapshotState::Pending, &[]), &blocks()), resume(1000));
     let mut on = region(SnapshotState::Pending, &[(tags::PARENT, "snap-a")]);
     assert_eq!(way(&on, &blocks()), Way::Upload { blocks: 1000 });
-    assert_eq!(way(&on, &journal), resume(17));
     let (image, snapshot) = earlier("a", b"a", 9);
     here(&mut on, "eu-central-1").images.push(image);
     here(&mut on, "eu-central-1").snapshots.push(snapshot);
     let known = Blocks { deltas: [(Digest::of(b"a"), 33)].into(), ..blocks() };
     assert_eq!(way(&on, &known), resume(33));
+    let begun = Blocks { there: [("snap-1".to_owned(), 30)].into(), ..known };
+    assert_eq!(way(&on, &begun), resume(3));
     let copy = region(SnapshotState::Pending, &[(tags::FROM, "us-east-1")]);
     assert_eq!(way(&copy, &blocks()), Way::Await { snapshot: "snap-1".into(), from: "us-east-1".into() });
     assert_eq!(

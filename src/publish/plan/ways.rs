@@ -121,13 +121,12 @@ fn left(
     encrypted: bool,
     blocks: &Blocks,
 ) -> Option<u64> {
-    let journal = blocks.left.get(&snapshot.id).copied();
-    let all = || match snapshot.tags.get(tags::PARENT) {
-        None if encrypted => Some(blocks.total),
-        None => Some(blocks.needed),
-        Some(parent) => differing(publication, region.snapshot(parent)?.digest()?, blocks),
+    let all = match snapshot.tags.get(tags::PARENT) {
+        None if encrypted => blocks.total,
+        None => blocks.needed,
+        Some(parent) => differing(publication, region.snapshot(parent)?.digest()?, blocks)?,
     };
-    journal.or_else(all)
+    Some(all.saturating_sub(blocks.there.get(&snapshot.id).copied().unwrap_or_default()))
 }
 
 /// How many blocks differ from an earlier image, when that is known.
