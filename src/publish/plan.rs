@@ -35,6 +35,9 @@ pub struct Blocks {
     pub there: BTreeMap<String, u64>,
 }
 
+/// What a note begins with that says why all blocks go up.
+const NO_DELTA: &str = "no delta: ";
+
 /// What is done in all regions.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
@@ -391,6 +394,12 @@ impl RegionPlan {
             cost: Cost::default(),
             retires: BTreeMap::new(),
         }
+    }
+
+    /// Why all blocks go up, not only those that changed, where that was planned.
+    #[must_use]
+    pub fn no_delta(&self) -> Option<&str> {
+        self.notes.iter().find_map(|note| note.strip_prefix(NO_DELTA))
     }
 
     /// Leaves nothing but the reasons.

@@ -210,12 +210,12 @@ def complete_snapshot(call):
 def _token(call, snapshot, index, until):
     text = f"{snapshot.id} {index} {int(until.timestamp())}"
     mark = hmac.new(SECRET, text.encode(), "sha256").digest()[:12]
-    return base64.urlsafe_b64encode(mark + str(int(until.timestamp())).encode()).decode()
+    return base64.b64encode(mark + str(int(until.timestamp())).encode()).decode()
 
 
 def _check_token(call, snapshot, index, token):
     try:
-        raw = base64.urlsafe_b64decode(token)
+        raw = base64.b64decode(token)
         until = datetime.datetime.fromtimestamp(int(raw[12:]), datetime.timezone.utc)
         good = hmac.compare_digest(_token(call, snapshot, index, until), token)
     except (ValueError, OverflowError):

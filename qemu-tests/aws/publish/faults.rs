@@ -149,7 +149,7 @@ fn ctrl_c_stops_soon_and_the_same_command_goes_on() {
     case.local.faults(&json!({ "operation": "PutSnapshotBlock", "from": 200, "hang": 600 }));
     let mut running = Running::start(&mut case.publishing(&[]));
     running.says("made snap-");
-    while case.local.count("PutSnapshotBlock") < 205 {
+    while case.local.get("faults")[0]["met"].as_u64() < Some(4) {
         std::thread::sleep(Duration::from_millis(100));
     }
     let began = std::time::Instant::now();

@@ -31,7 +31,9 @@ fn every_option_of_the_profile_is_on_the_wire() {
     std::fs::write(&profile, full(&case)).unwrap();
     std::fs::copy(case.profile.with_extension("lock"), profile.with_extension("lock")).unwrap();
     let mut command = case.command(crate::machine::KILN);
-    let said = Said::of(command.arg("publish").arg(&profile).args(["--untested", "--offline"])).good();
+    let said =
+        Said::of(command.arg("publish").arg(&profile).args(["--untested", "--offline", "--root", "/"]))
+            .good();
     assert!(said.err().contains("nobody has tested this image"), "{}", said.err());
 
     let register = asked(&case, "RegisterImage");

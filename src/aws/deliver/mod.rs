@@ -214,7 +214,7 @@ async fn ship(
     else {
         return Err(DeliverError::Unseen(format!("{name} is no region of this publication")));
     };
-    Ship { delivery, sources, region, seen, target, action: &planned.action }.make().await
+    Ship { delivery, sources, region, seen, target, planned }.make().await
 }
 
 /// A part of phase two, in all regions that have their image and lack something. Those that fail in it are failed.

@@ -16,7 +16,7 @@ use crate::aws::snapshot::{self, Listener, Make, Progress, SnapshotError, Start,
 use crate::aws::{image, signed};
 use crate::publish::blocks::{Parent, Sending, client_token};
 use crate::publish::observed;
-use crate::publish::plan::{Action, Way};
+use crate::publish::plan::{Action, RegionPlan, Way};
 use crate::publish::target::{Encryption, Upload};
 use crate::publish::{Target, tags};
 
@@ -38,7 +38,7 @@ pub(super) struct Ship<'a> {
     pub(super) region: &'a Region,
     pub(super) seen: &'a observed::Region,
     pub(super) target: &'a Target,
-    pub(super) action: &'a Action,
+    pub(super) planned: &'a RegionPlan,
 }
 
 /// What a way to a snapshot cost.
@@ -74,7 +74,7 @@ impl Ship<'_> {
 
     /// The image, which can be launched then.
     pub(super) async fn make(&self) -> Result<Delivered, DeliverError> {
-        let (id, cost) = match self.action {
+        let (id, cost) = match &self.planned.action {
             Action::Nothing { image } | Action::Change { image } => (image.clone(), Cost::of("there")),
             Action::Refused { reasons } => return Err(DeliverError::Unseen(reasons.join("; "))),
             Action::Unreachable { reason } => return Err(DeliverError::Unseen(reason.clone())),
@@ -90,7 +90,7 @@ impl Ship<'_> {
         let ami = image::available(self.region, &id, AVAILABLE, &self.note()).await?;
         let snapshot = ami.snapshots.first().cloned().unwrap_or_default();
         self.sources.has_image(&self.target.region, &snapshot, &ami.id);
-        if matches!(self.action, Action::Create { .. }) {
+        if matches!(self.planned.action, Action::Create { .. }) {
             self.sweep(&ami.snapshots).await?;
         }
         let skipped = self.delivery.blocks.size.saturating_sub(cost.sent);
@@ -201,7 +201,8 @@ impl Ship<'_> {
             bytes: sending.bytes(),
             of: self.delivery.blocks.classes.len() as u64,
             parent: sending.parent.clone(),
-            why_all: why_all.map(|why| why.to_string()),
+            why_all: why_all
+                .map(|why| self.planned.no_delta().map_or_else(|| why.to_string(), str::to_owned)),
         });
         let way = if sending.parent.is_some() { "delta" } else { "upload" };
         let begun = self.begun(&sending).await?;

@@ -194,8 +194,8 @@ fn every_setting_that_differs_is_told_old_and_new() {
     launch account 222222222222: allowed → -
     launch account 444455556666: - → allowed
     launch all: allowed → -
-    deprecation: - → 2026-12-19T14:13:20Z
     protection: on, with cooldown → on
+    deprecation: - → 2026-12-19T14:13:20Z
     tag Team: - → base
     snapshot tag Team: old → base
     snapshot account 777788889999: - → allowed
@@ -519,8 +519,8 @@ fn a_plan_is_shown_as_a_table() {
     eu-west-1
       + web-1.2-amd64-20260912-6105d6cc76af
       + launch account 444455556666: allowed
-      + deprecation: after 90 days
       + protection: on
+      + deprecation: after 90 days
       + snapshot account 777788889999: allowed
       + parameter /images/web: the new image
 

@@ -9,7 +9,7 @@ use super::super::price::{self, Usd};
 use super::super::tags;
 use super::super::target::{Encryption, FanOut, Publication, Target, Upload};
 use super::compare::{same_image, whole_gib};
-use super::{Action, BLOCK, Blocks, RegionPlan, Way};
+use super::{Action, BLOCK, Blocks, NO_DELTA, RegionPlan, Way};
 use crate::digest::Digest;
 use crate::units::{Bytes, MIB};
 
@@ -145,7 +145,7 @@ fn upload(
     match delta(publication, region, encrypted, blocks) {
         Ok((snapshot, of, blocks)) => Way::Delta { parent: snapshot.id.clone(), of, blocks },
         Err(reason) => {
-            notes.push(format!("no delta: {reason}"));
+            notes.push(format!("{NO_DELTA}{reason}"));
             Way::Upload { blocks: if encrypted { blocks.total } else { blocks.needed } }
         }
     }
