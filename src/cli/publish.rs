@@ -65,6 +65,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
         let teller = Teller::new(cx);
         let work = Work { session, ready: &ready, cloud: &cloud, teller: &teller, cx };
         let done = runtime.block_on(work.publish())?;
+        interrupted(&done.outcome)?;
         let carried = Carried {
             publication: &ready.publication,
             profile: &locked.profile.path,
@@ -293,14 +294,24 @@ fn print(carried: &Carried<'_>, folder: &Path, took: Duration, cx: &Context) -> 
     })
 }
 
+/// What is left to do when the user has stopped it. The record of an earlier publication stays as it is.
+fn interrupted(outcome: &Outcome) -> Result<(), Failure> {
+    let failed = |result: &Result<_, DeliverError>| result.as_ref().is_err_and(DeliverError::is_interrupted);
+    if !outcome.values().any(failed) {
+        return Ok(());
+    }
+    let left: Vec<&str> = outcome.iter().filter(|(_, r)| r.is_err()).map(|(name, _)| name.as_str()).collect();
+    let message = format!("interrupted; not published yet: {}", left.join(", "));
+    let hint = "the same command goes on where this one stopped";
+    Err(Failure::new("interrupted", message).hint(hint).status(Status::Interrupted))
+}
+
 /// The failure of the publication, when a required region has failed.
 fn verdict(publication: &Publication, outcome: Outcome) -> Result<(), Failure> {
     let mut failed = Vec::new();
+    let released = outcome.values().flatten().any(|delivered| !delivered.changes.is_empty());
     for (name, result) in outcome {
         let Err(error) = result else { continue };
-        if error.is_interrupted() {
-            return Err(Failure::from(error).hint("the same command goes on where this one stopped"));
-        }
         if publication.targets.get(&name).is_none_or(|target| target.required) {
             failed.push((name, error));
         }
@@ -310,6 +321,8 @@ fn verdict(publication: &Publication, outcome: Outcome) -> Result<(), Failure> {
     let first = Failure::from(error);
     let more = if count > 1 { format!(" (and {} more regions failed)", count - 1) } else { String::new() };
     let hint = first.hint.unwrap_or_else(|| "the same command goes on where this one stopped".to_owned());
-    let message = format!("{name}: {}{more}; nothing was released", first.message);
+    // When phase two fails, some of it may have happened.
+    let nothing = if released { "" } else { "; nothing was released" };
+    let message = format!("{name}: {}{more}{nothing}", first.message);
     Err(Failure::new("publish", message).hint(hint).status(Status::Failed))
 }
