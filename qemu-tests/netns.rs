@@ -133,10 +133,10 @@ fn victim() {
     let setup = machine::setup(&image).ec2(Instance::new("victim"));
     let vm = prepare(setup).and_then(|prepared| prepared.start(None)).unwrap_or_else(|e| panic!("{e}"));
     let namespace = vm.namespace().expect("a network of its own");
-    let joined = namespace.command().args(["/bin/sleep", "1000"]).spawn().expect("sleep");
+    let mut joined = namespace.command().args(["/bin/sleep", "1000"]).spawn().expect("sleep");
     println!("\npids {} {} {}", vm.pid(), namespace.pid(), joined.id());
     let _ = std::io::stdout().flush();
-    std::thread::sleep(Duration::from_secs(120));
+    let _ = joined.wait();
 }
 
 #[test]

@@ -87,7 +87,8 @@ fn base(scratch: &Path) -> Base {
     // A hard link must sort behind the node that it names.
     let links: Vec<_> = tree
         .iter()
-        .filter_map(|(p, n)| matches!(&n.kind, Kind::HardLink(t) if t > p).then(|| p.clone()))
+        .filter(|(p, n)| matches!(&n.kind, Kind::HardLink(t) if t > *p))
+        .map(|(p, _)| p.clone())
         .collect();
     for path in links {
         let Kind::HardLink(target) = tree.get(&path).unwrap().kind.clone() else { continue };

@@ -330,7 +330,8 @@ fn without_a_terminal_codes_come_otherwise_or_it_fails_at_once() {
     assert!(start.elapsed() < Duration::from_secs(5));
     assert_eq!(desk.calls("AssumeRole").len(), 0);
 
-    let ways: [(i64, &dyn Fn(&str) -> Answer); 3] = [
+    type WithCode<'a> = &'a dyn Fn(&str) -> Answer;
+    let ways: [(i64, WithCode<'_>); 3] = [
         (0, &|code| desk.kiln(&["--profile", "work", "--mfa-code", code], &[])),
         (1, &|code| desk.kiln(&["--profile", "work"], &[("KILN_MFA_CODE", code)])),
         (2, &|code| {

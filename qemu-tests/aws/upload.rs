@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::slice::from_ref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -60,7 +61,7 @@ impl Case {
         let clients = local.clients("eu-central-1");
         let folder = tempfile::tempdir().unwrap();
         let path = image(folder.path(), "first", &[0..60, 140..200]);
-        let blocks = blocks(&path, &[60..100]);
+        let blocks = blocks(&path, from_ref(&(60..100)));
         assert_eq!(blocks.counts(), (120, 40, 40));
         Case { local, clients, folder, path, blocks, encrypted: false }
     }
@@ -310,7 +311,7 @@ fn differences_are_named() {
         let text = format!("block {index} of first\0");
         file.write_all_at(text.as_bytes(), index * BLOCK + 100).unwrap();
     }
-    case.blocks = blocks(&case.path, &[60..101]);
+    case.blocks = blocks(&case.path, from_ref(&(60..101)));
     let verified = case.local.run(case.verify(&snapshot));
     let found: Vec<_> = verified.differing.keys().copied().collect();
     assert_eq!((found, verified.unwritten), (vec![0, 140], vec![100]));

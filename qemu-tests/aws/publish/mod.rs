@@ -124,7 +124,7 @@ impl Case {
     /// The operations since `from` that changed something, dry runs left out.
     fn changes(&self, from: usize) -> Vec<String> {
         let log = wire::log(&self.local).into_iter().skip(from);
-        let changing = log.filter(|entry| changes(entry));
+        let changing = log.filter(changes);
         changing.map(|entry| entry["operation"].as_str().unwrap().to_owned()).collect()
     }
 
