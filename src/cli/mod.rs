@@ -238,7 +238,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Status {
         Ok(()) => Status::Done,
         Err(failure) => {
             // Whatever failed after Ctrl-C, a program that the same signal reached among them, failed because of it.
-            let failure = crate::host::interrupt::check().map_err(Failure::from).err().unwrap_or(failure);
+            let failure = failure.unless_interrupted();
             context.progress.clear();
             failure.print(context.json, context.color);
             failure.status

@@ -73,6 +73,15 @@ impl Failure {
         failure
     }
 
+    /// The failure; or, when the user asked to stop and it doesn't know of that, the interruption, which it came from.
+    #[must_use]
+    pub fn unless_interrupted(self) -> Failure {
+        match crate::host::interrupt::check() {
+            Err(interrupted) if self.status != Status::Interrupted => interrupted.into(),
+            _ => self,
+        }
+    }
+
     /// Adds what to do next.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Failure {
