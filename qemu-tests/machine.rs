@@ -106,6 +106,13 @@ fn refresh_lock(profile: &Path) {
     const DAY: Duration = Duration::from_secs(24 * 3600);
     let modified = std::fs::metadata(profile.with_extension("lock")).and_then(|m| m.modified());
     let fresh = modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age < DAY));
+    // Reading all package lists takes seconds; whether the lock still answers the profile is known at once.
+    let answers = |mut command: Command| command.output().is_ok_and(|output| output.status.success());
+    let mut why = Command::new(KILN);
+    why.arg("why").arg(profile).arg("--store").arg(cache().join("store"));
+    if fresh && answers(why) {
+        return;
+    }
     let update: &[&str] = if fresh { &[] } else { &["--update"] };
     kiln(Command::new(KILN).arg("lock").arg(profile).args(update));
 }

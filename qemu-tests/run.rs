@@ -27,8 +27,9 @@ fn empty_disk(folder: &Path) -> std::path::PathBuf {
 
 #[test]
 fn kvm_is_tried_in_less_than_two_seconds() {
+    let qemu = machine::qemu();
     let begun = Instant::now();
-    let verdict = probe::kvm(&machine::qemu(), &machine::cache().join("scratch"), Some(Path::new(KILN)));
+    let verdict = probe::kvm(&qemu, &machine::cache().join("scratch"), Some(Path::new(KILN)));
     println!("{verdict:?} after {:.2} s", begun.elapsed().as_secs_f64());
     assert!(begun.elapsed() < Duration::from_secs(2));
     assert!(matches!(verdict, Ok(Verdict::Works | Verdict::Broken(_))));
