@@ -124,6 +124,9 @@ fn packages(wanted: &str) -> Vec<DebFile> {
     for folder in ["etc/apt/preferences.d", "etc/apt/apt.conf.d", "lists/partial", "var/lib/dpkg"] {
         fs::create_dir_all(apt.join(folder)).unwrap();
     }
+    // Two tests at once: apt takes its lock or fails.
+    let turn = fs::File::create(apt.join("turn")).unwrap();
+    turn.lock().unwrap();
     fs::write(apt.join("status"), "").unwrap();
     fs::write(apt.join("sources.list"), sources().join("\n")).unwrap();
     let conf = format!(

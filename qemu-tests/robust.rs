@@ -338,8 +338,8 @@ fn a_verdict_belongs_to_the_checks_and_a_failed_machine_can_be_entered() {
     assert_eq!(failed.status.code(), Some(3), "{}", stderr(&failed));
     let failed = report(&failed);
     assert_eq!(failed["machines"][0]["failure"]["kind"], "check-failed");
-    assert!(boots(test()), "what failed is tested again");
     enter(failed["machines"][0]["evidence"]["enter"].as_str().expect("a command line"));
+    assert!(boots(test()), "what failed is tested again");
 
     write(&format!("echo {unique}; true"));
     let sound = passed(&test().output().expect("kiln runs"));

@@ -13,6 +13,7 @@ use super::image::{self, ImageError};
 use super::retry::{self, Policy};
 use super::{observe, signed};
 use crate::digest::Digest;
+use crate::publish::blocks::client_token;
 use crate::publish::tags;
 use crate::publish::target::{Encryption, Target};
 
@@ -181,7 +182,7 @@ pub(super) async fn delete(region: &Region, id: &str) -> Result<(), AwsError> {
 /// the one before is of no use any more.
 #[must_use]
 pub fn token(id: &Digest, region: &str, purpose: &str, generation: u32) -> String {
-    Digest::of(format!("{id}\n{region}\n{purpose}\n{generation}").as_bytes()).to_string()
+    client_token(&[&id.to_string(), region, purpose, &generation.to_string()])
 }
 
 /// The copy that is there, complete or on its way; copies that failed are removed.

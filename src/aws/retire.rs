@@ -309,7 +309,8 @@ pub async fn remove(region: &Region, orphan: &Orphan) -> Result<Outcome, AwsErro
     outcome(answer)
 }
 
-async fn delete_snapshot(region: &Region, id: &str) -> Result<Outcome, AwsError> {
+/// Deletes a snapshot. One that is gone already is as good; one that an image refers to stays.
+pub(super) async fn delete_snapshot(region: &Region, id: &str) -> Result<Outcome, AwsError> {
     let request = region.ec2.delete_snapshot().snapshot_id(id);
     outcome(ask::ec2(region, "DeleteSnapshot", || request.clone().send()).await.map(drop))
 }

@@ -66,12 +66,23 @@ pub struct Ready {
 }
 
 impl Session<'_> {
+    /// What the profile publishes of an image, and the image's blocks.
+    ///
+    /// # Errors
+    /// As [`Session::publication`], or when the image can't be read.
+    pub fn ready(&self, locked: &Locked, image: &Publishable) -> Result<Ready, BakeError> {
+        let publication = self.publication(locked, image)?;
+        let image = image.image().clone();
+        let blocks = blocks_of(self.store, &image)?;
+        Ok(Ready { publication, image, blocks })
+    }
+
     /// What the profile publishes of an image.
     ///
     /// # Errors
-    /// When the profile publishes nothing or nothing that is possible, or the image can't be read.
-    pub fn publication(&self, locked: &Locked, image: &Publishable) -> Result<Ready, BakeError> {
-        let raw = image.image().clone();
+    /// When the profile publishes nothing or nothing that is possible.
+    pub fn publication(&self, locked: &Locked, image: &Publishable) -> Result<Publication, BakeError> {
+        let raw = image.image();
         let facts = ImageFacts {
             image: raw.blocks,
             size: raw.size,
@@ -80,9 +91,7 @@ impl Session<'_> {
             tested: image.is_tested(),
         };
         let read = |name: &str| locked.profile.files.read(name).map_err(|e| e.to_string());
-        let publication = resolve(locked.profile.system(), &facts, &read)?;
-        let blocks = blocks_of(self.store, &raw)?;
-        Ok(Ready { publication, image: raw, blocks })
+        Ok(resolve(locked.profile.system(), &facts, &read)?)
     }
 
     /// The verdict on a baked disk that is in the store already; nothing is booted.

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 
 use super::Context;
 use super::progress::Task;
@@ -74,8 +75,16 @@ impl AwsArgs {
 /// # Errors
 /// Those of `work`, or when the host has no threads left.
 pub fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    with_runtime(|runtime| runtime.block_on(work))
+}
+
+/// Does `work` with a runtime that calls run on, for work that is only partly calls.
+///
+/// # Errors
+/// Those of `work`, or when the host has no threads left.
+pub fn with_runtime<T>(work: impl FnOnce(&Runtime) -> Result<T, Failure>) -> Result<T, Failure> {
     let runtime = crate::aws::runtime().map_err(|e| Failure::new("runtime", e.to_string()))?;
-    let result = runtime.block_on(work);
+    let result = work(&runtime);
     // What is still under way after Ctrl-C is not waited for.
     runtime.shutdown_background();
     result

@@ -54,11 +54,7 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            let failure = Failure::of("aws", &error);
-            match error.hint() {
-                Some(hint) => failure.hint(hint).print(false, false),
-                None => failure.print(false, false),
-            }
+            Failure::from(error).print(false, false);
             ExitCode::FAILURE
         }
     }

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::Context;
-use super::aws::AwsArgs;
+use super::aws::{AwsArgs, with_runtime};
 use super::publish::{look, refused};
 use super::report::Failure;
 use super::session::ProfileArgs;
@@ -25,29 +25,28 @@ pub struct Args {
 /// When what stands in the way of a required region would stop the publication.
 pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
     let request = args.profile.request(cx);
-    let runtime = crate::aws::runtime().map_err(|e| Failure::new("runtime", e.to_string()))?;
-    let planned = args.profile.in_session(cx, |session| {
-        let evaluated = session.evaluate(&request)?;
-        let chosen = args.aws.chosen(&evaluated.system().publish.aws.names())?;
-        let cloud = runtime.block_on(args.aws.connect(None))?;
-        let locked = session.locked(evaluated)?;
-        let tree = session.tree(&locked)?;
-        let disk = session.disk(&locked, &tree)?;
-        let verdict = session.verdict(&locked, &tree, &disk)?;
-        let image = verdict
-            .and_then(|tested| passed(disk.image.clone(), tested))
-            .unwrap_or_else(|| Publishable::Untested(disk.image.clone()));
-        let mut ready = session.publication(&locked, &image)?;
-        // `kiln publish` tests first: what is not tested yet will be.
-        let untested = !image.is_tested();
-        ready.publication.targets.retain(|name, _| chosen.contains(name));
-        let task = cx.progress.task("plan", "asking the regions", 0);
-        let (_, observed) = runtime.block_on(look(&cloud, &ready.publication));
-        drop(task);
-        Ok((session.publish_plan(&ready, &observed), untested))
-    });
-    runtime.shutdown_background();
-    let (plan, untested) = planned?;
+    let (plan, untested) = with_runtime(|runtime| {
+        args.profile.in_session(cx, |session| {
+            let evaluated = session.evaluate(&request)?;
+            let chosen = args.aws.chosen(&evaluated.system().publish.aws.names())?;
+            let cloud = runtime.block_on(args.aws.connect(None))?;
+            let locked = session.locked(evaluated)?;
+            let tree = session.tree(&locked)?;
+            let disk = session.disk(&locked, &tree)?;
+            let verdict = session.verdict(&locked, &tree, &disk)?;
+            let image = verdict
+                .and_then(|tested| passed(disk.image.clone(), tested))
+                .unwrap_or_else(|| Publishable::Untested(disk.image.clone()));
+            let mut ready = session.ready(&locked, &image)?;
+            // `kiln publish` tests first: what is not tested yet will be.
+            let untested = !image.is_tested();
+            ready.publication.targets.retain(|name, _| chosen.contains(name));
+            let task = cx.progress.task("plan", "asking the regions", 0);
+            let (_, observed) = runtime.block_on(look(&cloud, &ready.publication));
+            drop(task);
+            Ok((session.publish_plan(&ready, &observed), untested))
+        })
+    })?;
     cx.print(&json!({ "plan": plan, "to_test": untested }), || shown(&plan, untested))?;
     plan.check().map_err(refused)
 }

@@ -5,11 +5,10 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::aws::together::all;
 use serde_json::json;
 
 use super::Context;
-use super::aws::{AwsArgs, Teller};
+use super::aws::{AwsArgs, Teller, with_runtime};
 use super::report::{Failure, Status};
 use super::session::ProfileArgs;
 use super::test::test_for_publication;
@@ -17,6 +16,7 @@ use crate::aws::cloud::{Cloud, Region};
 use crate::aws::deliver::{self, DeliverError, Delivery, Outcome};
 use crate::aws::error::AwsError;
 use crate::aws::preflight::{self, Finding, Question, State};
+use crate::aws::together::all;
 use crate::aws::{observe, snapshot};
 use crate::bake::{Carried, Locked, Publishable, RECORD, Ready, Session, known_blocks};
 use crate::date::Timestamp;
@@ -51,38 +51,36 @@ pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
     let began = Instant::now();
     let started = Timestamp::now();
     let request = args.profile.request(cx);
-    let runtime = crate::aws::runtime().map_err(|e| Failure::new("runtime", e.to_string()))?;
-    let done = args.profile.in_session(cx, |session| {
-        let evaluated = session.evaluate(&request)?;
-        let system = evaluated.system();
-        let chosen = args.aws.chosen(&system.publish.aws.names())?;
-        let folder = args.out.clone().unwrap_or_else(|| Path::new("out").join(&system.name));
-        // Whoever has to be asked for a code is asked now, not after the bake.
-        let cloud = runtime.block_on(args.aws.connect(Some(LEAST)))?;
-        let locked = session.locked(evaluated)?;
-        let mut ready = ready(args, session, &locked, &folder, cx)?;
-        ready.publication.targets.retain(|name, _| chosen.contains(name));
-        let teller = Teller::new(cx);
-        let work = Work { session, ready: &ready, cloud: &cloud, teller: &teller, cx };
-        let done = runtime.block_on(work.publish())?;
-        interrupted(&done.outcome)?;
-        let carried = Carried {
-            publication: &ready.publication,
-            profile: &locked.profile.path,
-            regions: &done.regions,
-            outcome: &done.outcome,
-            started,
-            finished: Timestamp::now(),
-        };
-        std::fs::create_dir_all(&folder)
-            .map_err(crate::host::fs::FileError::at("can't make the folder", &folder))?;
-        carried.write(&folder)?;
-        print(&carried, &folder, began.elapsed(), cx)?;
-        verdict(&ready.publication, done.outcome)
-    });
-    // What is still under way after Ctrl-C is not waited for.
-    runtime.shutdown_background();
-    done
+    with_runtime(|runtime| {
+        args.profile.in_session(cx, |session| {
+            let evaluated = session.evaluate(&request)?;
+            let system = evaluated.system();
+            let chosen = args.aws.chosen(&system.publish.aws.names())?;
+            let folder = args.out.clone().unwrap_or_else(|| Path::new("out").join(&system.name));
+            // Whoever has to be asked for a code is asked now, not after the bake.
+            let cloud = runtime.block_on(args.aws.connect(Some(LEAST)))?;
+            let locked = session.locked(evaluated)?;
+            let mut ready = ready(args, session, &locked, &folder, cx)?;
+            ready.publication.targets.retain(|name, _| chosen.contains(name));
+            let teller = Teller::new(cx);
+            let work = Work { session, ready: &ready, cloud: &cloud, teller: &teller, cx };
+            let done = runtime.block_on(work.publish())?;
+            interrupted(&done.outcome)?;
+            let carried = Carried {
+                publication: &ready.publication,
+                profile: &locked.profile.path,
+                regions: &done.regions,
+                outcome: &done.outcome,
+                started,
+                finished: Timestamp::now(),
+            };
+            std::fs::create_dir_all(&folder)
+                .map_err(crate::host::fs::FileError::at("can't make the folder", &folder))?;
+            carried.write(&folder)?;
+            print(&carried, &folder, began.elapsed(), cx)?;
+            verdict(&ready.publication, done.outcome)
+        })
+    })
 }
 
 /// Bakes and tests, as far as that isn't done.
@@ -107,7 +105,7 @@ fn ready(
     } else {
         test_for_publication(session, locked, &tree, &disk, &folder.join("test"), cx)?
     };
-    Ok(session.publication(locked, &image)?)
+    Ok(session.ready(locked, &image)?)
 }
 
 /// What it takes to publish.
@@ -140,12 +138,12 @@ impl Work<'_> {
         let known = |digest: &_| known_blocks(self.session.store, digest);
         let tell = |region: &str, event| self.teller.tell(region, &event);
         let delivery = Delivery {
-            publication: publication.clone(),
+            publication,
             plan,
             regions,
             observed,
             image: snapshot::Image::open(&self.ready.image.path)?,
-            blocks: self.ready.blocks.clone(),
+            blocks: &self.ready.blocks,
             known: &known,
             journals: self.session.journals(),
             tell: &tell,

@@ -8,7 +8,7 @@ use crate::aws::together::all;
 use serde::Serialize;
 
 use super::Context;
-use super::aws::AwsArgs;
+use super::aws::{AwsArgs, with_runtime};
 use super::gc::parse_age;
 use super::report::Failure;
 use super::session::ProfileArgs;
@@ -16,11 +16,11 @@ use crate::aws::cloud::{Cloud, Region};
 use crate::aws::error::AwsError;
 use crate::aws::observe;
 use crate::aws::retire::{self, Orphan, Outcome, Retiring};
-use crate::bake::{Publishable, Ready};
+use crate::bake::Publishable;
 use crate::date::Timestamp;
-use crate::publish::Target;
 use crate::publish::retention::retired;
 use crate::publish::target::Upload;
+use crate::publish::{Publication, Target};
 
 /// Arguments of `kiln retire`.
 #[derive(Debug, clap::Args)]
@@ -55,20 +55,19 @@ struct Removal {
 /// When a region can't be asked, or a request fails for good; the other regions are done all the same.
 pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
     let request = args.profile.request(cx);
-    let runtime = crate::aws::runtime().map_err(|e| Failure::new("runtime", e.to_string()))?;
-    let done = args.profile.in_session(cx, |session| {
-        let evaluated = session.evaluate(&request)?;
-        let chosen = args.aws.chosen(&evaluated.system().publish.aws.names())?;
-        let cloud = runtime.block_on(args.aws.connect(None))?;
-        let locked = session.locked(evaluated)?;
-        let disk = session.disk(&locked, &session.tree(&locked)?)?;
-        let mut ready = session.publication(&locked, &Publishable::Untested(disk.image))?;
-        ready.publication.targets.retain(|name, _| chosen.contains(name));
-        let _task = cx.progress.task("retire", "asking the regions", 0);
-        Ok(runtime.block_on(everywhere(args, &cloud, &ready)))
-    });
-    runtime.shutdown_background();
-    let (removals, failed) = done?;
+    let (removals, failed) = with_runtime(|runtime| {
+        args.profile.in_session(cx, |session| {
+            let evaluated = session.evaluate(&request)?;
+            let chosen = args.aws.chosen(&evaluated.system().publish.aws.names())?;
+            let cloud = runtime.block_on(args.aws.connect(None))?;
+            let locked = session.locked(evaluated)?;
+            let disk = session.disk(&locked, &session.tree(&locked)?)?;
+            let mut publication = session.publication(&locked, &Publishable::Untested(disk.image))?;
+            publication.targets.retain(|name, _| chosen.contains(name));
+            let _task = cx.progress.task("retire", "asking the regions", 0);
+            Ok(runtime.block_on(everywhere(args, &cloud, &publication)))
+        })
+    })?;
     cx.print(&removals, || table(&removals))?;
     match failed.into_iter().next() {
         None => Ok(()),
@@ -76,9 +75,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
     }
 }
 
-async fn everywhere(args: &Args, cloud: &Cloud, ready: &Ready) -> (Vec<Removal>, Vec<Failure>) {
-    let one = async |target: &Target| one_region(args, cloud, ready, target).await;
-    let answers = all(ready.publication.targets.values().map(one)).await;
+async fn everywhere(args: &Args, cloud: &Cloud, publication: &Publication) -> (Vec<Removal>, Vec<Failure>) {
+    let one = async |target: &Target| one_region(args, cloud, publication, target).await;
+    let answers = all(publication.targets.values().map(one)).await;
     let (mut removals, mut failed) = (Vec::new(), Vec::new());
     for answer in answers {
         match answer {
@@ -92,12 +91,12 @@ async fn everywhere(args: &Args, cloud: &Cloud, ready: &Ready) -> (Vec<Removal>,
 async fn one_region(
     args: &Args,
     cloud: &Cloud,
-    ready: &Ready,
+    publication: &Publication,
     target: &Target,
 ) -> Result<Vec<Removal>, AwsError> {
     let region = cloud.target(target).await?;
     let mut removals = Vec::new();
-    for image in images(&region, ready, target).await? {
+    for image in images(&region, publication, target).await? {
         let outcome = match (args.dry_run, image.kept_by.is_empty()) {
             (true, true) => None,
             (true, false) => Some(Outcome::Stays(image.kept_by.join("; "))),
@@ -113,13 +112,17 @@ async fn one_region(
 }
 
 /// The images that retention doesn't keep.
-async fn images(region: &Region, ready: &Ready, target: &Target) -> Result<Vec<Retiring>, AwsError> {
-    let seen = observe::region(region, &ready.publication.system, target).await?;
+async fn images(
+    region: &Region,
+    publication: &Publication,
+    target: &Target,
+) -> Result<Vec<Retiring>, AwsError> {
+    let seen = observe::region(region, &publication.system, target).await?;
     let named: BTreeSet<String> = seen.parameters.values().map(|parameter| parameter.value.clone()).collect();
     let current: BTreeSet<String> =
         seen.named(&target.name).map(|image| image.id.clone()).into_iter().collect();
     let now = Timestamp::now();
-    let gone = retired(&seen.images, &ready.publication.system, &target.retention, &current, &named, now);
+    let gone = retired(&seen.images, &publication.system, &target.retention, &current, &named, now);
     let ids: BTreeSet<String> = gone.into_iter().map(|image| image.id.clone()).collect();
     if ids.is_empty() {
         return Ok(Vec::new());

@@ -8,7 +8,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 
 use crate::format::gpt::{self, Entry};
-use crate::format::{ext4, fat};
+use crate::format::{ext4, fat, merged};
 use crate::host::fs::sought;
 use crate::units::{MIB, SECTOR};
 
@@ -88,20 +88,6 @@ fn fat_in_use(part: &mut (impl Read + Seek), size: u64) -> io::Result<Option<Vec
         Err(fat::read::ReadError::Io(e)) => Err(e),
         Err(_) => Ok(None),
     }
-}
-
-/// `ranges` in order, those that touch or overlap made one.
-fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    ranges.retain(|range| !range.is_empty());
-    ranges.sort_by_key(|range| range.start);
-    let mut merged: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        match merged.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => merged.push(range),
-        }
-    }
-    merged
 }
 
 /// A part of the disk, as a file is read.

@@ -15,12 +15,9 @@ use super::target::{Encryption, Publication, Target};
 use super::{retention, tags};
 use crate::date::Timestamp;
 use crate::digest::Digest;
-use crate::units::{Bytes, KIB};
+use crate::units::Bytes;
 
 pub use table::table;
-
-/// Size of a snapshot's blocks.
-pub const BLOCK: u64 = 512 * KIB;
 
 /// What the host knows of the image's blocks and of those of earlier ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

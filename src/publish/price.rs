@@ -7,6 +7,9 @@ use std::ops::{Add, AddAssign};
 
 use serde::{Serialize, Serializer};
 
+use crate::artifact::BLOCK;
+use crate::units::GIB;
+
 /// When the prices here were set down.
 pub const AS_OF: &str = "2026-11";
 
@@ -20,8 +23,8 @@ const PUT_BLOCK: Usd = Usd(6);
 const PUT_PART: Usd = Usd(5);
 /// Snapshots: $0.05 for a GiB and month (us-east-1, standard tier).
 const STORAGE_GIB: Usd = Usd(50_000);
-/// Blocks of 512 KiB in a GiB.
-const BLOCKS_PER_GIB: u64 = 2048;
+/// Blocks in a GiB.
+const BLOCKS_PER_GIB: u64 = GIB / BLOCK;
 
 /// What sending a GiB from a region to another costs (EC2 On-Demand Pricing, "Data transfer OUT from Amazon EC2 to other
 /// AWS regions"): the beginning of the region's name, and the price.

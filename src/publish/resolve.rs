@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use super::tags;
 use super::target::{
-    BootMode, Encryption, FanOut, LaunchPermissions, Protection, Publication, Retention, Role,
-    SnapshotPermissions, Target, Upload, Volume,
+    BootMode, Encryption, LaunchPermissions, Protection, Publication, SnapshotPermissions, Target, Upload,
+    Volume,
 };
 use serde::Serialize;
 
@@ -190,7 +190,7 @@ impl Resolver<'_> {
         for template in &settings.parameters {
             parameters.insert(self.text("parameters", template, wrong_parameter_name, &mut wrong));
         }
-        let boot_mode = boot_mode(settings.boots(self.system.boot.firmware, self.system.arch));
+        let boot_mode = settings.boots(self.system.boot.firmware, self.system.arch);
         if settings.nitro_tpm && boot_mode != BootMode::Uefi {
             wrong.push(format!("nitro_tpm: needs boot mode uefi, this is {}", boot_mode.as_str()));
         }
@@ -207,7 +207,7 @@ impl Resolver<'_> {
             id: Digest([0; 32]),
             region: self.region.to_owned(),
             required: settings.required,
-            role: settings.role.as_ref().map(role),
+            role: settings.role.clone(),
             description,
             arch: self.system.arch,
             boot_mode,
@@ -236,7 +236,7 @@ impl Resolver<'_> {
                 .enable
                 .then_some(Protection { cooldown: settings.protection.cooldown }),
             parameters,
-            retention: Retention { keep: settings.retention.keep, days: settings.retention.days },
+            retention: settings.retention,
             upload,
             name,
         })
@@ -325,23 +325,6 @@ fn uefi_base64(bytes: &[u8]) -> Result<String, String> {
     Ok(text)
 }
 
-fn boot_mode(mode: wanted::BootMode) -> BootMode {
-    match mode {
-        wanted::BootMode::LegacyBios => BootMode::LegacyBios,
-        wanted::BootMode::Uefi => BootMode::Uefi,
-        wanted::BootMode::UefiPreferred => BootMode::UefiPreferred,
-    }
-}
-
-fn role(role: &wanted::Role) -> Role {
-    Role {
-        arn: role.arn.clone(),
-        external_id: role.external_id.clone(),
-        session_name: role.session_name.clone(),
-        duration: role.duration,
-    }
-}
-
 fn encryption(settings: &Settings) -> Encryption {
     match &settings.kms_key {
         Some(key) if settings.encrypts() => Encryption::Key(key.clone()),
@@ -352,12 +335,7 @@ fn encryption(settings: &Settings) -> Encryption {
 
 fn upload(upload: &wanted::Upload, wrong: &mut Vec<String>) -> Upload {
     match upload.way {
-        Way::EbsDirect => Upload::EbsDirect(match upload.fan_out {
-            wanted::FanOut::Cheapest => FanOut::Cheapest,
-            wanted::FanOut::Upload => FanOut::Upload,
-            wanted::FanOut::CopySnapshot => FanOut::CopySnapshot,
-            wanted::FanOut::CopyImage => FanOut::CopyImage,
-        }),
+        Way::EbsDirect => Upload::EbsDirect(upload.fan_out),
         Way::S3Import => {
             if upload.bucket.is_none() {
                 wrong.push("upload.bucket: the way s3-import needs a bucket in the region".to_owned());

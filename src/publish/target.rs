@@ -6,6 +6,8 @@ use serde::Serialize;
 
 use crate::arch::Arch;
 use crate::digest::Digest;
+// What a profile says of these is what holds.
+pub use crate::system::publish::{BootMode, FanOut, Retention, Role};
 use crate::units::Bytes;
 
 /// One image, published to some regions. Two publications with the same identity have the same result.
@@ -91,43 +93,6 @@ impl Target {
     }
 }
 
-/// A role to assume.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Role {
-    /// Its ARN.
-    pub arn: String,
-    /// What its trust policy asks for.
-    pub external_id: Option<String>,
-    /// The session's name.
-    pub session_name: Option<String>,
-    /// How long the session lasts, in seconds: 900 to 43200.
-    pub duration: Option<u32>,
-}
-
-/// How instances boot. Names are EC2's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum BootMode {
-    /// `legacy-bios`.
-    LegacyBios,
-    /// `uefi`.
-    Uefi,
-    /// `uefi-preferred`: UEFI where the instance type can, else the BIOS.
-    UefiPreferred,
-}
-
-impl BootMode {
-    /// EC2's word for it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            BootMode::LegacyBios => "legacy-bios",
-            BootMode::Uefi => "uefi",
-            BootMode::UefiPreferred => "uefi-preferred",
-        }
-    }
-}
-
 /// The root volume of instances.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Volume {
@@ -184,15 +149,6 @@ pub struct Protection {
     pub cooldown: bool,
 }
 
-/// What becomes of earlier images of the same system. One that either rule keeps stays.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Retention {
-    /// So many of the newest are kept.
-    pub keep: Option<u32>,
-    /// Those younger than so many days are kept.
-    pub days: Option<u32>,
-}
-
 /// How an image's bytes get to a region.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -208,19 +164,4 @@ pub enum Upload {
         /// The role that EC2 reads the bucket with; `vmimport` when absent.
         service_role: Option<String>,
     },
-}
-
-/// How an image gets to its second region and those after it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FanOut {
-    /// What costs less for this image.
-    #[default]
-    Cheapest,
-    /// Uploaded to each region by itself.
-    Upload,
-    /// Its snapshot is copied from the first region, and registered.
-    CopySnapshot,
-    /// The image is copied from the first region.
-    CopyImage,
 }

@@ -149,6 +149,18 @@ pub enum BootMode {
     UefiPreferred,
 }
 
+impl BootMode {
+    /// EC2's word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            BootMode::LegacyBios => "legacy-bios",
+            BootMode::Uefi => "uefi",
+            BootMode::UefiPreferred => "uefi-preferred",
+        }
+    }
+}
+
 /// A kind of EBS volume that can hold a root.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

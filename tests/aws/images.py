@@ -6,7 +6,7 @@ import re
 
 from . import snapshots
 from .protocol import Refused, timestamp
-from .registry import handles, matches, paged, remember, remembered, tag_facts, tag_list, tags_of
+from .registry import handles, matches, overlooked, paged, remember, remembered, tag_facts, tag_list, tags_of
 from .volumes import check_mappings
 from .world import Image
 
@@ -142,7 +142,7 @@ def describe_images(call):
     else:
         everywhere = [p for p in call.world.places.values() if p.region == call.region]
         found = [i for p in everywhere for i in p.images.values() if visible(call, i)]
-        found = [i for i in found if not _overlooked(i)]
+        found = [i for i in found if not overlooked(i)]
     rows = []
     for one in sorted(found, key=lambda i: i.id):
         _advance(call, one)
@@ -150,13 +150,6 @@ def describe_images(call):
             rows.append(_describe(call, one))
     rows, token = paged(call, rows, least=1)
     return {"Images": rows, "NextToken": token}
-
-
-def _overlooked(image):
-    if image.unseen > 0:
-        image.unseen -= 1
-        return True
-    return False
 
 
 def _wanted(call, image, named):

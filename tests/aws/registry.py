@@ -105,6 +105,14 @@ def tag_list(tags):
     return [{"Key": key, "Value": value} for key, value in sorted(tags.items())]
 
 
+def overlooked(resource):
+    """Whether a new resource isn't seen by this call yet."""
+    if resource.unseen > 0:
+        resource.unseen -= 1
+        return True
+    return False
+
+
 def paged(call, items, most=1000, least=5):
     """(this page's items, NextToken): EC2's paging; the token names the place where to go on."""
     limit = call.get("MaxResults")

@@ -5,7 +5,7 @@ from urllib.parse import parse_qsl, urlsplit
 from . import ebs
 from .access import find_key, resolve_key
 from .protocol import Refused
-from .registry import handles, matches, paged, tag_facts, tag_list, tag_map, tags_of
+from .registry import handles, matches, overlooked, paged, tag_facts, tag_list, tag_map, tags_of
 from .world import Snapshot
 
 # Owners of snapshots and images that aren't accounts.
@@ -74,7 +74,7 @@ def describe_snapshots(call):
     else:
         everywhere = [p for p in call.world.places.values() if p.region == call.region]
         found = [s for p in everywhere for s in p.snapshots.values() if visible(call, s)]
-        found = [s for s in found if not _overlooked(s)]
+        found = [s for s in found if not overlooked(s)]
     rows = []
     for one in sorted(found, key=lambda s: s.id):
         if owners and not any(one.account == (call.account if o == "self" else o) for o in owners):
@@ -87,13 +87,6 @@ def describe_snapshots(call):
             rows.append(describe(call, one))
     rows, token = paged(call, rows)
     return {"Snapshots": rows, "NextToken": token}
-
-
-def _overlooked(snapshot):
-    if snapshot.unseen > 0:
-        snapshot.unseen -= 1
-        return True
-    return False
 
 
 def _restorable(call, snapshot, users):

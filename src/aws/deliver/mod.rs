@@ -68,7 +68,7 @@ pub type Known<'a> = &'a (dyn Fn(&Digest) -> Option<DiskBlocks> + Send + Sync + 
 /// A publication to be carried out.
 pub struct Delivery<'a> {
     /// What is to be there.
-    pub publication: Publication,
+    pub publication: &'a Publication,
     /// What is to be done in each region.
     pub plan: Plan,
     /// The regions, as their roles.
@@ -78,7 +78,7 @@ pub struct Delivery<'a> {
     /// The image.
     pub image: snapshot::Image,
     /// Its blocks.
-    pub blocks: DiskBlocks,
+    pub blocks: &'a DiskBlocks,
     /// Blocks of earlier images.
     pub known: Known<'a>,
     /// Where journals of uploads are kept.

@@ -307,9 +307,7 @@ impl Ship<'_> {
     async fn sweep(&self, used: &[String]) -> Result<(), DeliverError> {
         let left = self.seen.snapshots.iter().filter(|s| s.publication() == Some(self.target.id));
         for snapshot in left.filter(|s| !used.contains(&s.id)) {
-            let orphan =
-                Orphan::Snapshot { id: snapshot.id.clone(), state: "unused", started: snapshot.started };
-            if retire::remove(self.region, &orphan).await? == retire::Outcome::Gone {
+            if retire::delete_snapshot(self.region, &snapshot.id).await? == retire::Outcome::Gone {
                 self.tell(Event::Note(Note::Changed(format!("removed {}, which nothing uses", snapshot.id))));
             }
         }

@@ -8,6 +8,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 
 use super::has_superblock;
+use crate::format::merged;
 
 /// Where the superblock lies, whatever the size of blocks.
 const SUPERBLOCK: u64 = 1024;
@@ -245,20 +246,6 @@ fn never_in_use(sb: &Super, group: &Group) -> Option<Range<u64>> {
     let unused = group.unused_inodes * sb.inode / sb.block;
     let start = (group.table + sb.table).checked_sub(unused).filter(|&start| start >= group.table)?;
     Some(start..group.table + sb.table)
-}
-
-/// `ranges` in order, those that touch or overlap made one.
-fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    ranges.retain(|range| !range.is_empty());
-    ranges.sort_by_key(|range| range.start);
-    let mut merged: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        match merged.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => merged.push(range),
-        }
-    }
-    merged
 }
 
 /// What of `from` doesn't lie in `holes`; both are in order.

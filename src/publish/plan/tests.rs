@@ -5,8 +5,9 @@ use super::super::samples::{aws, publication, region};
 use super::super::tags;
 use super::super::target::Protection;
 use super::*;
+use crate::artifact::BLOCK;
 use crate::date::DAY;
-use crate::system::publish::{Aws, FanOut as WantedFanOut, Way as WantedWay};
+use crate::system::publish::{Aws, FanOut, Way as WantedWay};
 use crate::units::GIB;
 
 const NOW: Timestamp = Timestamp(1_790_000_000);
@@ -402,7 +403,7 @@ fn copies_are_made_where_they_are_asked_for_or_cheaper() {
     assert_eq!(way(&plan, "eu-central-1"), &Way::Upload { blocks: 1000 });
     assert_eq!(way(&plan, "us-east-1"), &Way::Upload { blocks: 1000 });
     assert_eq!(way(&plan, "us-east-2"), &Way::CopySnapshot { from: "us-east-1".into() });
-    let asked = |fan_out: WantedFanOut, own: &[(&str, WantedFanOut)]| {
+    let asked = |fan_out: FanOut, own: &[(&str, FanOut)]| {
         let mut wanted = aws(&regions);
         wanted.upload.fan_out = fan_out;
         for (name, fan_out) in own {
@@ -410,20 +411,20 @@ fn copies_are_made_where_they_are_asked_for_or_cheaper() {
         }
         plan_of(&publication(wanted))
     };
-    let plan = asked(WantedFanOut::CopySnapshot, &[]);
+    let plan = asked(FanOut::CopySnapshot, &[]);
     assert_eq!(way(&plan, "eu-central-1"), &Way::Upload { blocks: 1000 });
     assert_eq!(way(&plan, "us-east-2"), &Way::CopySnapshot { from: "eu-central-1".into() });
-    let plan = asked(WantedFanOut::CopyImage, &[("us-east-1", WantedFanOut::Upload)]);
+    let plan = asked(FanOut::CopyImage, &[("us-east-1", FanOut::Upload)]);
     assert_eq!(way(&plan, "us-east-1"), &Way::Upload { blocks: 1000 });
     assert_eq!(way(&plan, "eu-central-1"), &Way::CopyImage { from: "us-east-1".into() });
-    let plan = asked(WantedFanOut::Upload, &[]);
+    let plan = asked(FanOut::Upload, &[]);
     assert!(regions.iter().all(|name| matches!(way(&plan, name), Way::Upload { .. })));
 }
 
 #[test]
 fn a_copy_that_cannot_be_made_is_told() {
     let mut wanted = aws(&["eu-central-1", "us-east-1"]);
-    wanted.upload.fan_out = WantedFanOut::CopyImage;
+    wanted.upload.fan_out = FanOut::CopyImage;
     wanted.regions.get_mut("us-east-1").unwrap().ena = Some(false);
     let copied = publication(wanted);
     let mut seen = observed(&copied);
@@ -565,7 +566,7 @@ proptest! {
         let mut wanted = aws(&regions.keys().copied().collect::<Vec<_>>());
         wanted.encrypt = encrypt.then_some(true);
         for (name, (fan_out, ..)) in &regions {
-            let ways = [WantedFanOut::Cheapest, WantedFanOut::Upload, WantedFanOut::CopySnapshot, WantedFanOut::CopyImage];
+            let ways = [FanOut::Cheapest, FanOut::Upload, FanOut::CopySnapshot, FanOut::CopyImage];
             wanted.regions.get_mut(*name).unwrap().upload.fan_out = Some(ways[*fan_out]);
         }
         let publication = publication(wanted);

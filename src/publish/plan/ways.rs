@@ -9,7 +9,8 @@ use super::super::price::{self, Usd};
 use super::super::tags;
 use super::super::target::{Encryption, FanOut, Publication, Target, Upload};
 use super::compare::{same_image, whole_gib};
-use super::{Action, BLOCK, Blocks, NO_DELTA, RegionPlan, Way};
+use super::{Action, Blocks, NO_DELTA, RegionPlan, Way};
+use crate::artifact::BLOCK;
 use crate::digest::Digest;
 use crate::units::{Bytes, MIB};
 

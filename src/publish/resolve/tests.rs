@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::super::samples::{aws, facts, publication, region, system};
 use super::*;
 use crate::system::Firmware;
-use crate::system::publish::{Aws, FanOut as WantedFanOut, Role as WantedRole, VolumeType};
+use crate::system::publish::{Aws, FanOut, Role, VolumeType};
 
 fn refused(aws: Aws) -> String {
     refused_as(&system(aws))
@@ -58,8 +58,8 @@ fn a_region_says_otherwise_for_itself() {
     own.launch.accounts.insert("111122223333".into(), false);
     own.launch.accounts.insert("777788889999".into(), true);
     own.name = Some("{name}-us-{digest}".into());
-    own.role = Some(WantedRole { arn: "arn:aws:iam::111122223333:role/us".into(), ..WantedRole::default() });
-    own.upload.fan_out = Some(WantedFanOut::CopyImage);
+    own.role = Some(Role { arn: "arn:aws:iam::111122223333:role/us".into(), ..Role::default() });
+    own.upload.fan_out = Some(FanOut::CopyImage);
     let publication = publication(wanted);
     let (eu, us) = (&publication.targets["eu-central-1"], &publication.targets["us-east-1"]);
     assert_eq!(eu.encryption, Encryption::Key("alias/images".into()));
@@ -147,12 +147,9 @@ fn the_identity_is_of_what_lasts() {
         change(&mut wanted);
         assert_eq!(id(wanted), base);
     };
-    same(&|aws| {
-        aws.role =
-            Some(WantedRole { arn: "arn:aws:iam::111122223333:role/x".into(), ..WantedRole::default() })
-    });
+    same(&|aws| aws.role = Some(Role { arn: "arn:aws:iam::111122223333:role/x".into(), ..Role::default() }));
     same(&|aws| aws.retention.keep = Some(3));
-    same(&|aws| aws.upload.fan_out = WantedFanOut::Upload);
+    same(&|aws| aws.upload.fan_out = FanOut::Upload);
     same(&|aws| {
         let region = wanted::Region { required: false, ..region() };
         aws.regions.insert("eu-central-1".into(), region);
