@@ -2,6 +2,8 @@
 
 use uuid::Uuid;
 
+pub use kiln_guest::menu::word;
+
 use crate::format::mbr::CODE_SIZE;
 use crate::units::{Lba, SECTOR};
 
@@ -126,16 +128,6 @@ pub fn place_core(core_img: &[u8], first: Lba, room: u64) -> Result<Vec<u8>, Gru
     }
     entry[..8].copy_from_slice(&(first.0 + 1).to_le_bytes());
     Ok(core)
-}
-
-/// A word of GRUB's script language: in single quotes unless it needs none.
-#[must_use]
-pub fn word(text: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"_-+=.,:/@%".contains(&b);
-    if !text.is_empty() && text.bytes().all(plain) {
-        return text.to_owned();
-    }
-    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 #[cfg(test)]
