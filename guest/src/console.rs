@@ -1,0 +1,57 @@
+//! Messages of the initrd: into the kernel's log, and failures on the console as well.
+
+use std::fmt::Display;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+
+/// syslog's priorities, as /dev/kmsg takes them.
+const ERROR: u8 = 3;
+const WARNING: u8 = 4;
+const NOTICE: u8 = 5;
+
+/// Where messages go.
+#[derive(Debug, Default)]
+pub struct Console {
+    log: Option<File>,
+}
+
+impl Console {
+    /// Opens the kernel's log; without it, messages go to the console.
+    #[must_use]
+    pub fn open() -> Console {
+        Console { log: OpenOptions::new().write(true).open("/dev/kmsg").ok() }
+    }
+
+    /// Something that is as it should be; seen on the console unless the command line says `quiet`.
+    pub fn say(&self, message: impl Display) {
+        self.write(NOTICE, &message.to_string());
+    }
+
+    /// Something that isn't as it should be but doesn't stop the boot.
+    pub fn warn(&self, message: impl Display) {
+        self.write(WARNING, &message.to_string());
+    }
+
+    /// Why there is no boot. The log reaches every console of the kernel unless its level forbids it, /dev/console the
+    /// last one in any case: who looks at a machine that doesn't start must find the reason.
+    pub fn fail(&self, message: impl Display) {
+        let message = message.to_string();
+        self.write(ERROR, &message);
+        Console::print(&message);
+    }
+
+    fn write(&self, priority: u8, message: &str) {
+        // A record of the log is one write; a line break would only be shown as an escape.
+        let record = format!("<{priority}>kiln: {}\n", message.replace('\n', " "));
+        match &self.log {
+            Some(log) if (&*log).write_all(record.as_bytes()).is_ok() => {}
+            _ => Console::print(message),
+        }
+    }
+
+    fn print(message: &str) {
+        let Ok(mut console) = OpenOptions::new().write(true).open("/dev/console") else { return };
+        // A console that fails can't be told of it.
+        let _ = console.write_all(format!("kiln: {message}\r\n").as_bytes());
+    }
+}
