@@ -1,13 +1,20 @@
 //! Messages of the initrd: into the kernel's log, and failures on the console as well.
 
 use std::fmt::Display;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 
 /// syslog's priorities, as /dev/kmsg takes them.
 const ERROR: u8 = 3;
 const WARNING: u8 = 4;
 const NOTICE: u8 = 5;
+
+/// Whether the kernel shows messages of this priority on its consoles.
+fn shown(priority: u8) -> bool {
+    let levels = fs::read_to_string("/proc/sys/kernel/printk").unwrap_or_default();
+    let level = levels.split_whitespace().next().and_then(|level| level.parse::<u8>().ok());
+    level.is_some_and(|level| priority < level)
+}
 
 /// Where messages go.
 #[derive(Debug, Default)]
@@ -32,12 +39,14 @@ impl Console {
         self.write(WARNING, &message.to_string());
     }
 
-    /// Why there is no boot. The log reaches every console of the kernel unless its level forbids it, /dev/console the
-    /// last one in any case: who looks at a machine that doesn't start must find the reason.
+    /// Why there is no boot: who looks at a machine that doesn't start must find the reason. The log reaches every console of
+    /// the kernel; where its level keeps even errors off them, the message is written there too.
     pub fn fail(&self, message: impl Display) {
         let message = message.to_string();
         self.write(ERROR, &message);
-        Console::print(&message);
+        if self.log.is_some() && !shown(ERROR) {
+            Console::print(&message);
+        }
     }
 
     fn write(&self, priority: u8, message: &str) {
