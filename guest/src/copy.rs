@@ -103,11 +103,11 @@ pub fn like(metadata: &Metadata, from: &Path, to: &Path) -> Result<(), FileError
     utimensat(AT_FDCWD, to, &accessed, &modified, UtimensatFlags::NoFollowSymlink).at("set the times of", to)
 }
 
-/// Creates a folder with all that lead to it, below `root`, each like its counterpart below `like_root` when there is one.
+/// Creates a folder with all that lead to it, below `root`, each like its counterpart below the first of `models` that has one.
 ///
 /// # Errors
 /// When one can't be created.
-pub fn create_folders(root: &Path, like_root: &Path, relative: &Path) -> Result<(), FileError> {
+pub fn create_folders(root: &Path, models: &[&Path], relative: &Path) -> Result<(), FileError> {
     let mut path = PathBuf::new();
     for part in relative.components() {
         path.push(part);
@@ -116,10 +116,12 @@ pub fn create_folders(root: &Path, like_root: &Path, relative: &Path) -> Result<
             continue;
         }
         fs::create_dir(&to).at("create", &to)?;
-        let from = like_root.join(&path);
-        if let Ok(metadata) = fs::symlink_metadata(&from)
-            && metadata.is_dir()
-        {
+        let counterpart = |model: &&Path| {
+            let from = model.join(&path);
+            let metadata = fs::symlink_metadata(&from).ok()?;
+            metadata.is_dir().then_some((metadata, from))
+        };
+        if let Some((metadata, from)) = models.iter().find_map(counterpart) {
             like(&metadata, &from, &to)?;
         }
     }

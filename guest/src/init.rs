@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::mount::MsFlags;
 use nix::sys::reboot::{RebootMode, reboot};
@@ -17,6 +17,7 @@ use crate::console::Console;
 use crate::copy;
 use crate::disk::{self, DiskError};
 use crate::error::{At, FileError};
+use crate::lustrate::{self, Lustrated};
 use crate::modules::Loader;
 use crate::mounts;
 use crate::state::{self, Places};
@@ -136,9 +137,20 @@ fn lay_state_over(places: &Places, request: &Request, console: &Console) -> Resu
         state::seed(places, memory)?;
         mounts::lay_over(&places.image, memory)?;
         mounts::bind_kept(places, &config, memory)?;
+        // This is what it asks for.
+        copy::remove(&places.kiln.join(lustrate::MARKER))?;
         return Ok(());
     }
-    let _ = request.lustrate;
+    let (outcome, said) =
+        lustrate::lustrate(places, &config.keep, request.lustrate, SystemTime::now(), &mut Steps::all())?;
+    said.iter().for_each(|message| console.warn(message));
+    match outcome {
+        Lustrated::Not => {}
+        Lustrated::Done(old) => {
+            console.say(format_args!("a clean slate; the old state is in {}", old.display()));
+        }
+        Lustrated::Failed(why) => console.warn(format_args!("no clean slate, the old state stays: {why}")),
+    }
     state::prepare(places, &mut Steps::all())?.iter().for_each(|message| console.say(message));
     mounts::lay_over(&places.image, &places.state())?;
     Ok(())

@@ -15,6 +15,7 @@ pub mod error;
 pub mod generation;
 pub mod gpt;
 pub mod init;
+pub mod lustrate;
 pub mod menu;
 pub mod modules;
 pub mod mounts;

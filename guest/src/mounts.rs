@@ -92,7 +92,7 @@ pub fn lay_over(image: &Path, state: &Path) -> Result<(), FileError> {
         }
     }
     if has_database {
-        copy::create_folders(state, image, Path::new(DPKG))?;
+        copy::create_folders(state, &[image], Path::new(DPKG))?;
         shift(&aside, &database)?;
     }
     Ok(())
@@ -128,7 +128,7 @@ pub fn bind_kept(places: &Places, config: &Config, memory: &Path) -> Result<(), 
             begin(path, &persistent, &places.image)?;
         }
         if fs::symlink_metadata(&shown).is_err() {
-            copy::create_folders(&places.image, &persistent, path)?;
+            copy::create_folders(&places.image, &[&persistent], path)?;
         }
         bind(&kept, &shown)?;
     }
@@ -139,7 +139,7 @@ pub fn bind_kept(places: &Places, config: &Config, memory: &Path) -> Result<(), 
 /// Begins to keep a path; complete under its name or not there at all.
 fn begin(path: &Path, persistent: &Path, image: &Path) -> Result<(), FileError> {
     let parent = path.parent().unwrap_or(Path::new(""));
-    copy::create_folders(persistent, image, parent)?;
+    copy::create_folders(persistent, &[image], parent)?;
     let new = persistent.join(".keep.new");
     copy::remove(&new)?;
     let from = image.join(path);

@@ -100,6 +100,8 @@ pub fn prepare(places: &Places, steps: &mut Steps) -> Result<Vec<String>, Stoppe
         copy::sync(&places.kiln)?;
         return Ok(vec!["first boot: the state begins as the image has it".to_owned()]);
     }
+    // Of a clean slate that nobody wants any longer.
+    copy::remove(&places.kiln.join(FRESH))?;
     let path = state.join(SEEDED);
     let seeded = match fs::read_to_string(&path) {
         Ok(text) => text,
