@@ -17,6 +17,7 @@ use crate::console::Console;
 use crate::copy;
 use crate::disk::{self, DiskError};
 use crate::error::{At, FileError};
+use crate::generations::STORE;
 use crate::lustrate::{self, Lustrated};
 use crate::modules::Loader;
 use crate::mounts;
@@ -32,8 +33,6 @@ const KILN: &str = "/kiln";
 const SYSROOT: &str = "/sysroot";
 /// Where a state in memory is while the mounts are made.
 const MEMORY: &str = "/state";
-/// The folder of the systems' images on the partition.
-const STORE: &str = "store";
 
 /// Why a system can't be started.
 #[derive(Debug, thiserror::Error)]

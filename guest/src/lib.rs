@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 pub mod accounts;
+pub mod cli;
 pub mod cmdline;
 pub mod config;
 pub mod console;
@@ -13,15 +14,19 @@ pub mod copy;
 pub mod disk;
 pub mod error;
 pub mod generation;
+pub mod generations;
 pub mod gpt;
 pub mod init;
 pub mod lustrate;
+pub mod machine;
 pub mod menu;
 pub mod modules;
 pub mod mounts;
 pub mod state;
 pub mod steps;
+pub mod switch;
 pub mod sys;
 pub mod uki;
+pub mod ustar;
 pub mod verity;
 pub mod verity_device;

@@ -3,8 +3,11 @@
 use std::path::Path;
 
 fn main() {
-    let program = std::env::args_os().next().unwrap_or_default();
+    let mut arguments = std::env::args_os();
+    let program = arguments.next().unwrap_or_default();
     if std::process::id() == 1 && Path::new(&program).file_name().is_some_and(|name| name == "init") {
         kiln_guest::init::run();
     }
+    let arguments: Vec<String> = arguments.map(|a| a.to_string_lossy().into_owned()).collect();
+    std::process::exit(kiln_guest::cli::run(&arguments));
 }

@@ -244,6 +244,12 @@ impl Environment {
         }
     }
 
+    /// The generations of which something is known.
+    #[must_use]
+    pub fn generations(&self) -> Vec<u32> {
+        self.values.keys().filter_map(|name| number(name.strip_prefix("kiln_")?)).collect()
+    }
+
     /// Notes how a generation stands; `None` forgets it.
     pub fn set(&mut self, generation: u32, standing: Option<Standing>) {
         match standing {
@@ -344,8 +350,9 @@ menuentry 'web 1.2' --id kiln-2 {
         assert!(block.starts_with(b"# GRUB Environment Block\nkiln_1=good\nkiln_2=3\n####"));
         assert_eq!(Environment::parse(&block), environment);
         assert_eq!(environment.standing(2), Some(Standing::Left(3)));
+        assert_eq!(environment.generations(), [1, 2]);
         environment.set(2, None);
-        assert_eq!(environment.standing(2), None);
+        assert_eq!((environment.standing(2), environment.generations()), (None, vec![1]));
         assert_eq!(Environment::parse(&[0xff; 1024]), Environment::default());
         (0..200).for_each(|generation| environment.set(generation, Some(Standing::Good)));
         assert_eq!(environment.print(), None);
