@@ -1,10 +1,10 @@
 //! `/usr/bin/kiln` of a running machine.
 
+use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
-use std::process::Command;
 
 use crate::error::{At, FileError};
 use crate::generations::{Firmware, Generation, Running};
@@ -48,8 +48,8 @@ enum CliError {
     NoGeneration(&'static str),
     #[error("this machine has no {KILN}: it was not started from a store of Kiln's")]
     NoStore,
-    #[error("systemctl could not start the machine anew: {0}")]
-    Reboot(String),
+    #[error("cannot run /usr/bin/systemctl to start the machine anew: {0}; `reboot -f` does without it")]
+    Reboot(io::Error),
 }
 
 /// Does what the arguments ask for; gives the exit code.
@@ -224,8 +224,7 @@ fn unwell(_: &str) -> Result<String, CliError> {
             "generation {number} is not well, but there is none to fall back to: it goes on\n"
         ));
     }
-    reboot()?;
-    Ok(format!("generation {number} is not well: the machine starts anew\n"))
+    match reboot(&format!("generation {number} is not well: the machine starts anew\n"))? {}
 }
 
 fn lustrate(when: &str) -> Result<String, CliError> {
@@ -246,24 +245,17 @@ fn lustrate(when: &str) -> Result<String, CliError> {
         let _ = writeln!(text, "kept: {}", paths.join(", "));
     }
     if when == "--now" {
-        reboot()?;
-    } else {
-        text.push_str("to take it back: rm /kiln/lustrate\n");
+        match reboot(&text)? {}
     }
+    text.push_str("to take it back: rm /kiln/lustrate\n");
     Ok(text)
 }
 
-/// Through systemd, so that services are stopped; should it be too unwell for that, less gently.
-fn reboot() -> Result<(), CliError> {
-    let mut why = String::new();
-    for force in [&["--no-block"][..], &["--force"], &["--force", "--force"]] {
-        match Command::new("systemctl").args(force).arg("reboot").status() {
-            Ok(status) if status.success() => return Ok(()),
-            Ok(status) => why = status.to_string(),
-            Err(e) => why = e.to_string(),
-        }
-    }
-    Err(CliError::Reboot(why))
+/// Through systemd, so that services are stopped. It takes this process' place: the text is shown before.
+fn reboot(text: &str) -> Result<Infallible, CliError> {
+    let _ = io::Write::write_all(&mut io::stdout(), text.as_bytes());
+    let arguments = [c"systemctl", c"--no-block", c"reboot"];
+    nix::unistd::execv(c"/usr/bin/systemctl", &arguments).map_err(|e| CliError::Reboot(e.into()))
 }
 
 #[cfg(test)]

@@ -41,6 +41,7 @@ impl Config {
         for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
             let (word, value) = line.split_once(' ').unwrap_or((line, ""));
             match (word, state_path(value.trim()), value.trim().parse::<usize>()) {
+                ("keep", Some(path), _) if config.keep.contains(&path) => {}
                 ("keep", Some(path), _) => config.keep.push(path),
                 ("ephemeral", _, _) if value.is_empty() => config.ephemeral = true,
                 ("generations", _, Ok(number)) if number > 0 => config.generations = number,
@@ -50,8 +51,6 @@ impl Config {
         // What lies below another kept path is kept with it.
         let all = config.keep.clone();
         config.keep.retain(|path| !all.iter().any(|other| path != other && path.starts_with(other)));
-        config.keep.sort();
-        config.keep.dedup();
         (config, wrong)
     }
 }
@@ -75,7 +74,7 @@ mod tests {
     fn a_configuration_is_read() {
         let text = "# state\nkeep /var/lib/app\nkeep /etc/ssh\nkeep /var/lib/app/data\nkeep /var/lib/app/\n\ngenerations 5\n";
         let (config, wrong) = Config::parse(text);
-        assert_eq!(config.keep, [Path::new("etc/ssh"), Path::new("var/lib/app")]);
+        assert_eq!(config.keep, [Path::new("var/lib/app"), Path::new("etc/ssh")]);
         assert_eq!((config.generations, config.ephemeral, wrong), (5, false, vec![]));
         assert!(Config::parse("ephemeral\n").0.ephemeral);
         assert_eq!(Config::parse("").0, Config::default());

@@ -3,7 +3,6 @@
 //! All of it works on two folders, the roots of the two partitions, so that it is the same on a machine that runs and on a disk
 //! that is mounted somewhere.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -152,9 +151,10 @@ impl Roots {
             let image = outline(&self.entries().join(&file))?;
             let entry = image.and_then(|image| Entry::of(name.generation, &image).ok());
             let grub = environment.standing(name.generation);
-            generations.push(Generation { name, file, entry, grub });
+            let generation = Generation { name, file, entry, grub };
+            let at = generations.partition_point(|g: &Generation| g.number() <= generation.number());
+            generations.insert(at, generation);
         }
-        generations.sort_by_key(Generation::number);
         Ok(generations)
     }
 
@@ -189,7 +189,7 @@ impl Roots {
     ///
     /// # Errors
     /// When it can't be written.
-    pub fn write_menu(&self, but: &BTreeSet<u32>, steps: &mut Steps) -> Result<(), Stopped> {
+    pub fn write_menu(&self, but: &[u32], steps: &mut Steps) -> Result<(), Stopped> {
         if !self.has_grub() {
             return Ok(());
         }
@@ -279,7 +279,7 @@ impl Roots {
     ) -> Result<Vec<u32>, Stopped> {
         let generations = self.generations()?;
         let removed = surplus(&generations, keep, running.generation);
-        let numbers: BTreeSet<u32> = removed.iter().map(|g| g.number()).collect();
+        let numbers: Vec<u32> = removed.iter().map(|g| g.number()).collect();
         // What is going is out of the menu before it is gone.
         self.write_menu(&numbers, steps)?;
         for generation in &removed {
@@ -290,19 +290,19 @@ impl Roots {
             copy::sync_file_system(&self.esp)?;
         }
         // Also what an interrupted call before this one didn't come to forget.
-        let left: BTreeSet<u32> =
+        let left: Vec<u32> =
             generations.iter().map(Generation::number).filter(|n| !numbers.contains(n)).collect();
         let known = self.environment().generations();
         let forgotten: Vec<_> = known.into_iter().filter(|n| !left.contains(n)).map(|n| (n, None)).collect();
         self.note(&forgotten, steps)?;
-        Ok(numbers.into_iter().collect())
+        Ok(numbers)
     }
 
     /// Removes the systems that no entry names and that isn't running.
     fn remove_unused_systems(&self, running: &Running, steps: &mut Steps) -> Result<(), Stopped> {
         let systems: Vec<Option<String>> = self.generations()?.iter().map(Generation::system).collect();
         // An entry that can't be read may need any of them.
-        let Some(used) = systems.into_iter().collect::<Option<BTreeSet<String>>>() else { return Ok(()) };
+        let Some(used) = systems.into_iter().collect::<Option<Vec<String>>>() else { return Ok(()) };
         for name in names(&self.store())? {
             if is_system_name(&name) && !used.contains(&name) && running.system.as_ref() != Some(&name) {
                 steps.step()?;
@@ -328,7 +328,6 @@ impl Running {
     #[must_use]
     pub fn of(generations: &[Generation], arguments: &[String], selected: Option<&str>) -> Running {
         let system = cmdline::value(arguments, "kiln.system").map(str::to_owned);
-        let given: BTreeSet<&String> = arguments.iter().collect();
         let same_system = |g: &&Generation| g.system() == system && system.is_some();
         let candidates: Vec<&Generation> = generations.iter().filter(same_system).collect();
         let selected = selected.and_then(EntryName::parse).map(|name| name.generation);
@@ -336,7 +335,7 @@ impl Running {
         // Loaders only add arguments. Of several that fit, the one with the most arguments fits best.
         let fit = |g: &&&Generation| {
             let own = cmdline::arguments(&g.entry.as_ref()?.cmdline);
-            own.iter().all(|argument| given.contains(argument)).then_some(own.len())
+            own.iter().all(|argument| arguments.contains(argument)).then_some(own.len())
         };
         let fits = candidates.iter().filter(|g| fit(g).is_some());
         let best = fits.max_by_key(|g| (fit(g), g.number()));

@@ -4,7 +4,6 @@
 //! patterns of the devices that it drives (`virtio:d00000002v*`), which are compared with the kernel's `modalias` of each
 //! device. What no device asks for isn't loaded.
 
-use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
@@ -60,7 +59,7 @@ impl List {
 
     /// The files of the modules that drive one of these devices, what they need before them.
     #[must_use]
-    pub fn driving(&self, devices: &BTreeSet<String>) -> Vec<&str> {
+    pub fn driving(&self, devices: &[String]) -> Vec<&str> {
         let drives =
             |alias: &String| devices.iter().any(|device| matches(alias.as_bytes(), device.as_bytes()));
         self.with_needs(|module| module.aliases.iter().any(drives))
@@ -149,7 +148,7 @@ fn one(pattern: &[u8], byte: u8) -> Option<usize> {
 pub struct Loader {
     folder: PathBuf,
     list: List,
-    loaded: BTreeSet<String>,
+    loaded: Vec<String>,
 }
 
 impl Loader {
@@ -164,7 +163,7 @@ impl Loader {
             Err(e) if e.kind() == io::ErrorKind::NotFound => List::default(),
             Err(e) => return Err(e).at("read", path),
         };
-        Ok(Loader { folder: folder.to_owned(), list, loaded: BTreeSet::new() })
+        Ok(Loader { folder: folder.to_owned(), list, loaded: Vec::new() })
     }
 
     /// Loads what the devices need that are there now; the modules that can't be loaded are returned, with the reason.
@@ -182,8 +181,10 @@ impl Loader {
     }
 
     fn load(&mut self, files: Vec<String>, arguments: &[String]) -> Vec<FileError> {
-        let new = files.into_iter().filter(|file| self.loaded.insert(file.clone())).collect::<Vec<_>>();
-        new.iter().filter_map(|file| load(&self.folder.join(file), arguments).err()).collect()
+        let new: Vec<String> = files.into_iter().filter(|file| !self.loaded.contains(file)).collect();
+        let failed = new.iter().filter_map(|file| load(&self.folder.join(file), arguments).err()).collect();
+        self.loaded.extend(new);
+        failed
     }
 }
 
@@ -201,7 +202,7 @@ fn load(path: &Path, arguments: &[String]) -> Result<(), FileError> {
 }
 
 /// What the kernel calls the devices that it sees, on all buses.
-fn devices() -> BTreeSet<String> {
+fn devices() -> Vec<String> {
     let folder = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|e| e.path());
     folder(Path::new("/sys/bus"))
         .flat_map(|bus| folder(&bus.join("devices")).collect::<Vec<_>>())
@@ -245,7 +246,7 @@ mod tests {
              005-dm.ko\n006-verity.ko always needs=005-dm.ko\n007-loop.ko always\n",
         );
         assert_eq!(list.always(), ["005-dm.ko", "006-verity.ko", "007-loop.ko"]);
-        let devices = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<BTreeSet<_>>();
+        let devices = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
         assert_eq!(
             list.driving(&devices(&["pci:v00001AF4d00001001sv"])),
             ["001-virtio.ko", "002-ring.ko", "003-pci.ko"]

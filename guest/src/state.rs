@@ -164,9 +164,10 @@ fn find_missing(places: &Places, path: &Path, missing: &mut Vec<PathBuf>) -> Res
         Ok(existing) if metadata.is_dir() && existing.is_dir() && path != Path::new(DPKG) => {
             let entries = fs::read_dir(&from).at("read", &from)?;
             let names: io::Result<Vec<_>> = entries.map(|entry| entry.map(|e| e.file_name())).collect();
-            let mut names = names.at("read", &from)?;
-            names.sort();
-            names.iter().try_for_each(|name| find_missing(places, &path.join(name), missing))
+            names
+                .at("read", &from)?
+                .iter()
+                .try_for_each(|name| find_missing(places, &path.join(name), missing))
         }
         Ok(_) => Ok(()),
     }

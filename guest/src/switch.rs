@@ -5,7 +5,6 @@
 //! too old goes last, its entry before its system. What was left unfinished has names that nobody looks at, and the next call
 //! removes it.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -182,7 +181,7 @@ pub fn switch(target: &Target, file: impl Read, steps: &mut Steps) -> Result<Swi
         }
     };
     // Also when nothing was added: a call before this one may have been cut off.
-    roots.write_menu(&BTreeSet::new(), steps)?;
+    roots.write_menu(&[], steps)?;
     let removed = roots.prune(target.keep, &target.running, steps)?;
     Ok(Switched { generation, title, outcome, removed })
 }
