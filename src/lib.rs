@@ -18,7 +18,7 @@
 //! | 3, formats | [`format`]: bytes on a disk, and how much room they take |
 //! | 2, data | [`system`], [`package`], [`tree`], [`artifact`] |
 //! | 1 | [`host`]: files, interrupts, programs of a tools tree |
-//! | 0 | [`units`], [`digest`], [`date`], [`base64`], [`arch`] |
+//! | 0 | [`units`], [`digest`], [`date`], [`base64`], [`arch`], [`guest`] |
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 
@@ -35,6 +35,7 @@ pub mod digest;
 pub mod export;
 pub mod fetch;
 pub mod format;
+pub mod guest;
 pub mod host;
 pub mod image;
 pub mod layout;

@@ -88,10 +88,20 @@ pub struct System {
     pub disk: Disk,
     /// How it boots.
     pub boot: Boot,
+    /// What the machine itself writes, in the store layout.
+    pub state: State,
     /// What is tested of it. Nothing here shapes the image.
     pub test: test::Test,
     /// Where it is published, and as what. Nothing here shapes the image.
     pub publish: publish::Publish,
+}
+
+impl System {
+    /// Whether its disk has an EFI system partition: for UEFI, and for the menus and kernels of the store layout.
+    #[must_use]
+    pub fn has_esp(&self) -> bool {
+        self.boot.firmware != Firmware::Bios || self.disk.layout == DiskLayout::Store
+    }
 }
 
 /// A package archive.
@@ -450,6 +460,14 @@ pub struct Disk {
     pub partitions: Set<ExtraPartition>,
 }
 
+impl Disk {
+    /// Where further partitions are mounted.
+    pub fn mounts(&self) -> impl Iterator<Item = &str> {
+        let mounted = self.partitions.values().filter(|p| p.enable && p.fs == ExtraFs::Ext4);
+        mounted.map(|p| p.mount.trim_matches('/')).filter(|mount| !mount.is_empty())
+    }
+}
+
 /// How the root is laid out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -457,6 +475,8 @@ pub enum DiskLayout {
     /// One writable ext4, upgradable in place by apt.
     #[default]
     Mutable,
+    /// Immutable, verified images of the system in several generations, and state apart from them.
+    Store,
 }
 
 /// A partition beside those that booting needs; it lies between the ESP and the root, so that the root can grow.
@@ -512,4 +532,29 @@ pub struct Boot {
     pub consoles: Vec<String>,
     /// Seconds for which the menu is shown.
     pub timeout: u32,
+    /// What a machine of the store layout does when its system can't be started.
+    pub on_failure: OnFailure,
+}
+
+/// What a machine of the store layout does when its system can't be started or doesn't verify.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFailure {
+    /// It starts anew, and after some tries an earlier generation.
+    #[default]
+    Reboot,
+    /// It stands still, for somebody to look at.
+    Halt,
+}
+
+/// What the machine itself writes, in the store layout.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct State {
+    /// Paths that a clean slate leaves alone.
+    pub keep: Set<bool>,
+    /// Whether state lives in memory and begins anew at every boot.
+    pub ephemeral: bool,
+    /// How many generations stay on the disk.
+    pub generations: u32,
 }

@@ -16,7 +16,7 @@ use crate::source::debian::archive::Updater;
 use crate::source::debian::deb::Deb;
 use crate::source::debian::index::{IndexFile, LocalPackage, Universe};
 use crate::source::debian::resolve::{Request, ResolveError, resolve};
-use crate::system::{Package, Pin, Set, System};
+use crate::system::{DiskLayout, Package, Pin, Set, System};
 
 /// A profile with the lock that answers it.
 pub struct Locked {
@@ -157,8 +157,13 @@ impl Session<'_> {
             };
             resolve(&universe, &request).map_err(BakeError::Tools)
         };
-        let mut lock =
-            Lock { goals, releases, packages, tools: tools(&disk_tools())?, vm_tools: tools(&vm_tools())? };
+        let mut lock = Lock {
+            goals,
+            releases,
+            packages,
+            tools: tools(&disk_tools(system))?,
+            vm_tools: tools(&vm_tools())?,
+        };
         drop(task);
         lock.sort();
         Ok(lock)
@@ -196,12 +201,16 @@ pub(super) fn goals(profile: &Profile) -> Result<Goals, BakeError> {
     for name in sources.flat_map(|source| &source.keys) {
         keys.insert(name.clone(), profile.files.digest(name)?.0);
     }
-    Ok(Goals::of(system, &keys, &disk_tools(), &vm_tools()))
+    Ok(Goals::of(system, &keys, &disk_tools(system), &vm_tools()))
 }
 
 /// base-files holds the links of the merged /usr, through which programs find their loader.
-fn disk_tools() -> Vec<&'static str> {
-    [&["base-files"][..], &crate::image::TOOL_PACKAGES].concat()
+fn disk_tools(system: &System) -> Vec<&'static str> {
+    let of_store: &[&str] = match system.disk.layout {
+        DiskLayout::Mutable => &[],
+        DiskLayout::Store => &crate::image::STORE_TOOL_PACKAGES,
+    };
+    [&["base-files"][..], &crate::image::TOOL_PACKAGES, of_store].concat()
 }
 
 fn vm_tools() -> Vec<&'static str> {

@@ -7,6 +7,7 @@
 //! | `locking` | [`Profile`] → [`Locked`] |
 //! | `closure` | locked packages → verified files in the store; tools trees |
 //! | `steps` | the cached steps: packages, tree, disk |
+//! | `generation` | those of the store layout: system image, generation |
 //! | `sources` | files beside the profile, as the tree's composition sees them |
 //! | `output` | what a build leaves in its output folder |
 //! | `blocks` | disk → its blocks, and which of them something reads |
@@ -16,6 +17,7 @@
 mod blocks;
 mod closure;
 mod error;
+mod generation;
 mod locking;
 mod output;
 mod profile;
@@ -35,6 +37,7 @@ use crate::store::{Inputs, Store};
 pub use blocks::{blocks_in, blocks_of, known_blocks};
 pub use closure::ToolSet;
 pub use error::BakeError;
+pub use generation::Generation;
 pub use locking::{LockUpdate, Locked, Update};
 pub use output::{Format, Manifest, Outputs};
 pub use profile::Profile;

@@ -9,7 +9,7 @@ use std::fs;
 use serde_json::json;
 
 use super::closure::{ToolSet, package_fields};
-use super::{BakeError, Locked, Session, sources};
+use super::{BakeError, Generation, Locked, Session, sources};
 use crate::artifact::RawImage;
 use crate::boot;
 use crate::digest::Digest;
@@ -19,7 +19,7 @@ use crate::profile::FieldPath;
 use crate::rootfs::{self, ComposeContext, Composed, SandboxWork};
 use crate::sandbox::{self, CustomiseJob, DebFile, InstallJob, Installed, SandboxError, Script};
 use crate::store::{Inputs, StepResult, Store};
-use crate::system::Fetch;
+use crate::system::{DiskLayout, Fetch, System};
 use crate::tree::{Content, Kind, Node, Tree, TreePath};
 use crate::units::Bytes;
 
@@ -27,7 +27,7 @@ use crate::units::Bytes;
 pub struct BakedTree {
     /// The steps that led here, in order.
     pub steps: Vec<Inputs>,
-    result: StepResult,
+    pub(super) result: StepResult,
     packages: StepResult,
 }
 
@@ -62,26 +62,45 @@ impl Session<'_> {
     /// # Errors
     /// [`BakeError`] of the phase that failed.
     pub fn disk(&self, locked: &Locked, tree: &BakedTree) -> Result<BakedDisk, BakeError> {
-        let inputs = disk_inputs_of(locked, &tree.result);
+        let generation = self.generation_of(locked, tree)?;
+        let content = generation.as_ref().map_or(&tree.result, |generation| &generation.result);
+        let inputs = disk_inputs_of(locked, content);
         let tools = Self::tools_inputs(locked, ToolSet::Disk);
-        let make = || self.write_disk(locked, tree);
+        let make = || self.write_disk(locked, tree, generation.as_ref());
         let result = self.store.step(&inputs, &self.waiting("disk"), make)?;
         let gone = |why: &str| BakeError::Kept { what: "disk", why: why.to_owned() };
         let blocks = result.output("image").ok_or_else(|| gone("no image"))?;
         let path = self.store.image_path(&blocks).ok_or_else(|| gone("no file"))?;
         let size = Bytes(fs::metadata(&path).map_err(|e| gone(&e.to_string()))?.len());
-        let layout = self.layout(tree)?;
-        let timings = [&tree.packages, &tree.result, &result].into_iter().flat_map(timings).collect();
-        Ok(BakedDisk { steps: vec![tools, inputs], image: RawImage { path, size, blocks }, layout, timings })
+        let layout = self.kept_layout(content)?;
+        let own = generation.iter().flat_map(|generation| [&generation.system, &generation.result]);
+        let results = [&tree.packages, &tree.result].into_iter().chain(own).chain([&result]);
+        let timings = results.flat_map(timings).collect();
+        let mut steps = generation.as_ref().map(|generation| generation.steps.clone()).unwrap_or_default();
+        steps.extend([tools, inputs]);
+        Ok(BakedDisk { steps, image: RawImage { path, size, blocks }, layout, timings })
     }
 
-    /// The layout of the disk for that tree.
+    /// The layout of the disk for that tree. In the store layout the system's image is made for it.
     ///
     /// # Errors
-    /// When the store's copy is damaged.
-    pub fn layout(&self, tree: &BakedTree) -> Result<Layout, BakeError> {
-        let bytes = self.kept(&tree.result, "layout")?;
+    /// When the store's copy is damaged, or a step fails.
+    pub fn layout(&self, locked: &Locked, tree: &BakedTree) -> Result<Layout, BakeError> {
+        let generation = self.generation_of(locked, tree)?;
+        self.kept_layout(generation.as_ref().map_or(&tree.result, |generation| &generation.result))
+    }
+
+    fn kept_layout(&self, result: &StepResult) -> Result<Layout, BakeError> {
+        let bytes = self.kept(result, "layout")?;
         serde_json::from_slice(&bytes).map_err(|e| BakeError::Kept { what: "layout", why: e.to_string() })
+    }
+
+    /// The generation of that tree; `None` in the mutable layout, which has none.
+    fn generation_of(&self, locked: &Locked, tree: &BakedTree) -> Result<Option<Generation>, BakeError> {
+        match locked.profile.system().disk.layout {
+            DiskLayout::Mutable => Ok(None),
+            DiskLayout::Store => self.generation(locked, tree).map(Some),
+        }
     }
 
     /// The tree itself.
@@ -100,7 +119,7 @@ impl Session<'_> {
         Ok(String::from_utf8_lossy(&self.kept(&tree.packages, "log")?).into_owned())
     }
 
-    fn kept(&self, result: &StepResult, name: &'static str) -> Result<Vec<u8>, BakeError> {
+    pub(super) fn kept(&self, result: &StepResult, name: &'static str) -> Result<Vec<u8>, BakeError> {
         let digest =
             result.output(name).ok_or(BakeError::Kept { what: name, why: "it has no such output".into() })?;
         Ok(self.store.read_blob(&digest)?)
@@ -158,7 +177,7 @@ impl Session<'_> {
     }
 
     /// Reads the packs of a tree that is about to be used.
-    fn check_packs(&self, tree: &Tree) -> Result<(), BakeError> {
+    pub(super) fn check_packs(&self, tree: &Tree) -> Result<(), BakeError> {
         match self.store.check_blobs(&tree.packs())? {
             0 => Ok(()),
             count => Err(BakeError::Damaged { count }),
@@ -197,22 +216,30 @@ impl Session<'_> {
             self.watch.say("warning", warning);
         }
         let mut tree = self.customise(tree, &work, &written, locked.epoch())?;
+        if system.disk.layout == DiskLayout::Store {
+            return self.keep(&tree);
+        }
         let menu = boot::grub_cfg(system, ids.partition("root"))?;
         insert_menu(&mut tree, menu, locked.epoch());
         written.insert(boot::GRUB_CFG_PATH.into());
+        let mut result = self.keep(&tree)?;
+        result.outputs.insert("layout".into(), self.keep_layout(system, &tree)?);
+        result.outputs.insert("late".into(), self.store.put_bytes(&print_paths(&written))?);
+        Ok(result)
+    }
+
+    /// Plans the disk that holds `tree`, and keeps the plan.
+    pub(super) fn keep_layout(&self, system: &System, tree: &Tree) -> Result<Digest, BakeError> {
         let layout = layout::plan(&LayoutRequest {
             name: &system.name,
             arch: system.arch,
             disk: &system.disk,
             firmware: system.boot.firmware,
-            tree: &tree,
+            tree,
         })?;
-        let mut result = self.keep(&tree)?;
         let layout = serde_json::to_vec(&layout)
             .map_err(|e| BakeError::Kept { what: "layout", why: e.to_string() })?;
-        result.outputs.insert("layout".into(), self.store.put_bytes(&layout)?);
-        result.outputs.insert("late".into(), self.store.put_bytes(&print_paths(&written))?);
-        Ok(result)
+        Ok(self.store.put_bytes(&layout)?)
     }
 
     fn compose_context(&self, locked: &Locked, ids: &Ids<'_>) -> Result<ComposeContext, BakeError> {
@@ -233,8 +260,7 @@ impl Session<'_> {
         Ok(ComposeContext {
             epoch: locked.epoch(),
             root_uuid: ids.file_system("root"),
-            esp_partuuid: (system.boot.firmware != crate::system::Firmware::Bios)
-                .then(|| ids.partition("esp")),
+            esp_partuuid: system.has_esp().then(|| ids.partition("esp")),
             partitions: extra.map(|(name, _)| (name.clone(), ids.partition(name))).collect(),
             fetched,
         })
@@ -265,17 +291,29 @@ impl Session<'_> {
     }
 
     /// A tree and its layout → an image in the store.
-    fn write_disk(&self, locked: &Locked, baked: &BakedTree) -> Result<StepResult, BakeError> {
+    fn write_disk(
+        &self,
+        locked: &Locked,
+        baked: &BakedTree,
+        generation: Option<&Generation>,
+    ) -> Result<StepResult, BakeError> {
         let started = std::time::Instant::now();
         let tools = self.tools(locked, ToolSet::Disk)?;
         let system = locked.profile.system();
-        let (tree, boot) = rayon::join(
-            || self.load_tree(baked),
-            || Ok::<_, BakeError>(image::boot_files(&tools, &system.name, system.arch)?),
-        );
-        let (tree, boot) = (tree?, boot?);
-        let layout = self.layout(baked)?;
-        let late = parse_paths(&self.kept(&baked.result, "late")?);
+        let (tree, boot, late) = match generation {
+            Some(generation) => {
+                let disk = self.generation_disk(locked, baked, generation)?;
+                (disk.tree, disk.boot, BTreeSet::new())
+            }
+            None => {
+                let (tree, boot) = rayon::join(
+                    || self.load_tree(baked),
+                    || Ok::<_, BakeError>(image::boot_files(&tools, &system.name, system.arch)?),
+                );
+                (tree?, boot?, parse_paths(&self.kept(&baked.result, "late")?))
+            }
+        };
+        let layout = self.kept_layout(generation.map_or(&baked.result, |generation| &generation.result))?;
         self.store.ensure_space(Bytes(tree.iter().map(|(_, node)| content_size(node)).sum()))?;
         let _task = self.watch.task("writing", &format!("a disk of {}", layout.size), 0);
         let scratch = self.store.scratch("disk")?;
@@ -307,7 +345,7 @@ fn insert_menu(tree: &mut Tree, menu: String, epoch: i64) {
     tree.insert_with_parents(boot::GRUB_CFG_PATH, node);
 }
 
-fn content_size(node: &Node) -> u64 {
+pub(super) fn content_size(node: &Node) -> u64 {
     match &node.kind {
         Kind::File(content) => content.len(),
         _ => 0,
@@ -388,19 +426,24 @@ fn shown(value: &serde_json::Value) -> String {
     if text.len() <= 200 { text } else { Digest::of(text.as_bytes()).to_string() }
 }
 
-pub(super) fn disk_inputs_of(locked: &Locked, tree: &StepResult) -> Inputs {
-    let output = |name: &str| tree.output(name).map(|d| d.to_string()).unwrap_or_default();
-    Inputs::new("disk", 1)
+/// The inputs of the disk that holds what a tree's step made, or a generation's.
+pub(super) fn disk_inputs_of(locked: &Locked, content: &StepResult) -> Inputs {
+    let output = |name: &str| content.output(name).map(|d| d.to_string()).unwrap_or_default();
+    let system = locked.profile.system();
+    let inputs = Inputs::new("disk", 1)
         .with("code", env!("KILN_CODE_DISK"))
-        .with("name", &locked.profile.system().name)
+        .with("name", &system.name)
         .with("epoch", locked.epoch())
-        .with("tree", fact(tree, "digest"))
+        .with("tree", fact(content, "digest"))
         .with("layout", output("layout"))
-        .with("late", output("late"))
-        .with("tools", Session::tools_inputs(locked, ToolSet::Disk).key())
+        .with("tools", Session::tools_inputs(locked, ToolSet::Disk).key());
+    match system.disk.layout {
+        DiskLayout::Mutable => inputs.with("late", output("late")),
+        DiskLayout::Store => inputs.with("uki", output("uki")).with("boot", json!(system.boot)),
+    }
 }
 
-fn fact(result: &StepResult, name: &str) -> String {
+pub(super) fn fact(result: &StepResult, name: &str) -> String {
     result.facts.get(name).and_then(|v| v.as_str()).unwrap_or_default().to_owned()
 }
 

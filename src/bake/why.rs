@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::closure::ToolSet;
 use super::{BakeError, Locked, Session};
 use crate::store::{Change, Inputs, changes};
+use crate::system::DiskLayout;
 
 /// A step of the next build.
 #[derive(Debug, Clone, Serialize)]
@@ -55,7 +56,15 @@ impl Session<'_> {
         state("tree", tree.as_ref());
         state("tools", Some(&Self::tools_inputs(locked, ToolSet::Disk)));
         let baked = tree.as_ref().and_then(|t| self.store.lookup(t));
-        let disk = baked.map(|result| super::steps::disk_inputs_of(locked, &result));
+        let mut content = baked;
+        if locked.profile.system().disk.layout == DiskLayout::Store {
+            let own = content.as_ref().map(|tree| self.generation_steps(locked, tree)).transpose()?;
+            let own = own.unwrap_or_default();
+            state("system", own.first());
+            state("generation", own.get(1));
+            content = own.get(1).and_then(|inputs| self.store.lookup(inputs));
+        }
+        let disk = content.map(|result| super::steps::disk_inputs_of(locked, &result));
         state("disk", disk.as_ref());
         Ok(Why { built_before: last.is_some(), steps })
     }

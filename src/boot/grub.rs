@@ -30,6 +30,28 @@ const BIOS: [&str; 1] = ["biosdisk"];
 /// Modules that only the UEFI image has.
 const UEFI: [&str; 4] = ["fat", "search", "all_video", "efi_gop"];
 
+/// Modules of the BIOS image of the store layout: the kernels lie on a FAT, inside of other files.
+pub const STORE_MODULES: [&str; 18] = [
+    "biosdisk",
+    "part_gpt",
+    "fat",
+    "search_fs_uuid",
+    "normal",
+    "linux",
+    "configfile",
+    "serial",
+    "terminal",
+    "echo",
+    "test",
+    "boot",
+    "loopback",
+    "regexp",
+    "loadenv",
+    "minicmd",
+    "ls",
+    "reboot",
+];
+
 /// An image that grub-mkimage makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
@@ -81,6 +103,13 @@ impl Target {
 #[must_use]
 pub fn early_config(root_fs: Uuid) -> String {
     format!("search.fs_uuid {root_fs} root hd0,gpt1\nset prefix=($root)/boot/grub\n")
+}
+
+/// The same for the store layout, whose menu lies on the EFI system partition with that serial number.
+#[must_use]
+pub fn store_config(esp: u32) -> String {
+    let (high, low) = (esp >> 16, esp & 0xffff);
+    format!("search.fs_uuid {high:04X}-{low:04X} root hd0,gpt15\nset prefix=($root)/kiln\n")
 }
 
 /// The MBR's boot code: `boot.img`, told at which block the core image begins.

@@ -4,7 +4,9 @@
 //! `/initrd.img`, the links that Debian's kernel packages keep pointing at the newest kernel: a kernel that apt installs
 //! later is booted without any GRUB package in the image. GRUB's own images hold nothing but where to find that text.
 
+pub mod generation;
 pub mod grub;
+pub mod modules;
 
 use std::fmt::Write as _;
 
@@ -12,6 +14,8 @@ use uuid::Uuid;
 
 use crate::system::{System, Value};
 
+/// Where firmware looks on the EFI system partition for a program, on a disk without further entries.
+pub const EFI_LOADER: &str = "EFI/BOOT/BOOTX64.EFI";
 /// Where the tree holds the configuration.
 pub const GRUB_CFG_PATH: &str = "boot/grub/grub.cfg";
 
@@ -24,12 +28,38 @@ pub enum BootError {
          loader"
     )]
     Argument(String),
+    /// A kernel argument with a blank, in the store layout.
+    #[error("the kernel argument `{0}` holds a blank, which the boot menus of the store layout can't pass")]
+    Blank(String),
     /// A console that is no device's name.
     #[error("`{0}` is no console: write a device and its options, as in tty0 or ttyS0,115200n8")]
     Console(String),
     /// A machine that Kiln can't make bootable yet.
     #[error("disks for {0} can't be made bootable yet: only amd64 can")]
     Arch(crate::arch::Arch),
+    /// A tree of the store layout without a kernel.
+    #[error(
+        "there is no kernel: /vmlinuz must lead to /boot/vmlinuz-RELEASE; the store layout boots the kernel of a package \
+         (`kernel.package`)"
+    )]
+    NoKernel,
+    /// A kernel that can't mount the store layout.
+    #[error("the kernel {release} has no module {name}, without which the store layout can't be mounted")]
+    NoModule {
+        /// The kernel's release.
+        release: String,
+        /// The module, as the kernel names it.
+        name: &'static str,
+    },
+    /// A file of the tree that booting takes.
+    #[error("{0} is missing, which booting takes")]
+    Missing(String),
+    /// A file of the tree or of the tools that can't be read or unpacked.
+    #[error("{0} can't be read: {1}")]
+    Unreadable(String, String),
+    /// A boot program that is none.
+    #[error("systemd's boot program: {0}")]
+    Stub(#[from] kiln_guest::uki::NotAnImage),
 }
 
 /// The kernel's arguments: the root, the profile's own in the order of their names, then the consoles in their order.
@@ -37,7 +67,11 @@ pub enum BootError {
 /// # Errors
 /// [`BootError`] for an argument or console that can't be passed.
 pub fn kernel_arguments(system: &System, root: Uuid) -> Result<Vec<String>, BootError> {
-    let mut arguments = vec![format!("root=PARTUUID={root}"), "ro".to_owned()];
+    arguments(vec![format!("root=PARTUUID={root}"), "ro".to_owned()], system)
+}
+
+/// `arguments`, and behind them the profile's own and the consoles.
+fn arguments(mut arguments: Vec<String>, system: &System) -> Result<Vec<String>, BootError> {
     for (name, value) in &system.kernel.arguments {
         match value {
             Value::Bool(true) => arguments.push(name.clone()),
@@ -68,6 +102,19 @@ pub fn grub_cfg(system: &System, root: Uuid) -> Result<String, BootError> {
     let arguments = arguments.join(" ");
     let mut text =
         String::from("# Written by Kiln. Both links are kept up to date by the kernel packages.\n");
+    text.push_str(&menu_head(system));
+    text.push_str("set default=0\nset fallback=1\n");
+    text.push_str(&entry(&system.name, "", &arguments));
+    // The previous kernel appears once there was an upgrade; GRUB falls back to it when the first can't be loaded.
+    text.push_str("if [ -f /vmlinuz.old ]; then\n");
+    text.push_str(&entry(&format!("{}, previous kernel", system.name), ".old", &arguments));
+    text.push_str("fi\n");
+    Ok(text)
+}
+
+/// GRUB's settings of the console and of how long its menu is shown.
+fn menu_head(system: &System) -> String {
+    let mut text = String::new();
     if let Some(serial) = system.boot.consoles.iter().find_map(|c| serial_command(c)) {
         // UEFI's own console includes the serial line where there is one; a BIOS has to be told.
         let _ = write!(
@@ -77,17 +124,8 @@ pub fn grub_cfg(system: &System, root: Uuid) -> Result<String, BootError> {
         );
     }
     let style = if system.boot.timeout == 0 { "hidden" } else { "menu" };
-    let _ = writeln!(
-        text,
-        "set timeout_style={style}\nset timeout={}\nset default=0\nset fallback=1",
-        system.boot.timeout
-    );
-    text.push_str(&entry(&system.name, "", &arguments));
-    // The previous kernel appears once there was an upgrade; GRUB falls back to it when the first can't be loaded.
-    text.push_str("if [ -f /vmlinuz.old ]; then\n");
-    text.push_str(&entry(&format!("{}, previous kernel", system.name), ".old", &arguments));
-    text.push_str("fi\n");
-    Ok(text)
+    let _ = writeln!(text, "set timeout_style={style}\nset timeout={}", system.boot.timeout);
+    text
 }
 
 fn entry(title: &str, suffix: &str, arguments: &str) -> String {

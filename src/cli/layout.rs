@@ -19,7 +19,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
     let request = args.profile.request(cx);
     args.profile.in_session(cx, |session| {
         let locked = session.locked_already(session.evaluate(&request)?)?;
-        let layout = session.layout(&session.tree(&locked)?)?;
+        let layout = session.layout(&locked, &session.tree(&locked)?)?;
         cx.print(&layout, || layout.to_string())
     })
 }

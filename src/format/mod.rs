@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+pub mod cpio;
 pub mod ext4;
 pub mod fat;
 pub mod gpt;

@@ -1,5 +1,6 @@
 //! GRUB's images, made by the tools tree's grub-mkimage.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -7,47 +8,69 @@ use std::process::{Child, Command, Stdio};
 
 use super::ImageError;
 use crate::arch::Arch;
-use crate::boot::BootError;
-use crate::boot::grub::{Target, early_config};
+use crate::boot::grub::{STORE_MODULES, Target, early_config, store_config};
+use crate::boot::{BootError, EFI_LOADER};
 use crate::host::fs::FileError;
 use crate::host::{sys, tools};
 use crate::layout::Ids;
 
-/// GRUB's images for one system. They depend on the tools and the system's name alone.
+/// What starts one system beside what its root holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootFiles {
     /// The boot sector.
     pub boot_img: Vec<u8>,
     /// The core image for BIOS.
     pub core_img: Vec<u8>,
-    /// The program for UEFI.
-    pub efi: Vec<u8>,
+    /// All files of the EFI system partition, by their paths.
+    pub esp: BTreeMap<String, Vec<u8>>,
 }
 
-/// Makes them for the system called `name`; a few hundredths of a second.
+/// GRUB's images for the system called `name`, which depend on it and the tools alone; a few hundredths of a second.
 ///
 /// # Errors
 /// [`ImageError`] when a tool is missing or fails, and for architectures that can't be booted yet.
 pub fn boot_files(tools: &Path, name: &str, arch: Arch) -> Result<BootFiles, ImageError> {
-    if arch != Arch::Amd64 {
-        return Err(BootError::Arch(arch).into());
-    }
-    let boot_img = tools.join("usr/lib/grub").join(Target::Bios.platform()).join("boot.img");
-    let boot_img = fs::read(&boot_img).map_err(FileError::at("can't read", &boot_img))?;
+    supported(arch)?;
     let config = early_config(Ids::of(name).file_system("root"));
-    let make = |target| make(tools, target, &config);
+    let make = |target: Target| make(tools, target, &target.modules(), &config);
     let (core_img, efi) = rayon::join(|| make(Target::Bios), || make(Target::Uefi));
-    Ok(BootFiles { boot_img, core_img: core_img?, efi: efi? })
+    let esp = BTreeMap::from([(EFI_LOADER.to_owned(), efi?)]);
+    Ok(BootFiles { boot_img: boot_img(tools)?, core_img: core_img?, esp })
 }
 
-fn make(tools: &Path, target: Target, config: &str) -> Result<Vec<u8>, ImageError> {
+/// GRUB's image for machines with a BIOS, which finds menu and kernels on the EFI system partition that holds `esp`.
+///
+/// # Errors
+/// As [`boot_files`].
+pub fn boot_files_of_store(
+    tools: &Path,
+    name: &str,
+    arch: Arch,
+    esp: BTreeMap<String, Vec<u8>>,
+) -> Result<BootFiles, ImageError> {
+    supported(arch)?;
+    let config = store_config(Ids::of(name).esp_serial());
+    let core_img = make(tools, Target::Bios, &STORE_MODULES, &config)?;
+    Ok(BootFiles { boot_img: boot_img(tools)?, core_img, esp })
+}
+
+fn supported(arch: Arch) -> Result<(), BootError> {
+    if arch == Arch::Amd64 { Ok(()) } else { Err(BootError::Arch(arch)) }
+}
+
+fn boot_img(tools: &Path) -> Result<Vec<u8>, FileError> {
+    let path = tools.join("usr/lib/grub").join(Target::Bios.platform()).join("boot.img");
+    fs::read(&path).map_err(FileError::at("can't read", &path))
+}
+
+fn make(tools: &Path, target: Target, modules: &[&str], config: &str) -> Result<Vec<u8>, ImageError> {
     let scratch = tempfile::tempdir().map_err(FileError::at("can't make", &std::env::temp_dir()))?;
     let (config_path, image) = (scratch.path().join("early.cfg"), scratch.path().join("image"));
     fs::write(&config_path, config).map_err(FileError::at("can't write", &config_path))?;
     let mut command = tools::command(tools, "grub-mkimage")?;
     command.arg("--directory").arg(tools.join("usr/lib/grub").join(target.platform()));
     command.args(["--format", target.platform(), "--prefix", "/boot/grub"]);
-    command.arg("--config").arg(&config_path).arg("--output").arg(&image).args(target.modules());
+    command.arg("--config").arg(&config_path).arg("--output").arg(&image).args(modules);
     run("grub-mkimage", command, |_| Ok(()))?;
     Ok(fs::read(&image).map_err(FileError::at("can't read", &image))?)
 }

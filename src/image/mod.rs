@@ -6,12 +6,14 @@
 
 mod blocks;
 mod boot_files;
+mod erofs;
 mod ext4;
 
 pub use blocks::{block_digest, block_map, block_map_of, sha256};
-pub use boot_files::{BootFiles, boot_files};
+pub use boot_files::{BootFiles, boot_files, boot_files_of_store};
+pub use erofs::{SystemFile, SystemJob, UefiPrograms, uefi_programs, write as write_system};
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -34,8 +36,9 @@ use crate::units::{Lba, SECTOR};
 pub const TOOL_PACKAGES: [&str; 5] =
     ["e2fsprogs", "libarchive13t64", "grub-common", "grub-pc-bin", "grub-efi-amd64-bin"];
 
-/// Where the boot loader lies on the ESP: the name that firmware looks for on a disk without further entries.
-const EFI_LOADER: &str = "EFI/BOOT/BOOTX64.EFI";
+/// Those that the store layout takes beside them.
+pub const STORE_TOOL_PACKAGES: [&str; 2] = ["erofs-utils", "systemd-boot-efi"];
+
 /// Label of the ESP's file system.
 const ESP_LABEL: &str = "ESP";
 
@@ -167,7 +170,6 @@ fn write_table(job: &WriteJob<'_>, disk: &Disk<'_>) -> Result<(), ImageError> {
 }
 
 fn write_esp(job: &WriteJob<'_>, disk: &Disk<'_>, partition: &Partition, id: u32) -> Result<(), ImageError> {
-    let files = BTreeMap::from([(EFI_LOADER.to_owned(), job.boot.efi.clone())]);
     let hidden_sectors = u32::try_from(partition.first.0).unwrap_or(u32::MAX);
     let volume = Volume {
         size: partition.size(),
@@ -175,7 +177,7 @@ fn write_esp(job: &WriteJob<'_>, disk: &Disk<'_>, partition: &Partition, id: u32
         id,
         label: ESP_LABEL,
         time: job.epoch,
-        files: &files,
+        files: &job.boot.esp,
     };
     let base = partition.offset().0;
     volume.write(|at, bytes| disk.file.write_all_at(bytes, base + at))?;

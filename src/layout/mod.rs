@@ -26,7 +26,7 @@ use uuid::Uuid;
 use crate::arch::Arch;
 use crate::format::ext4::{Ext4, Need};
 use crate::format::gpt::{Entry, Table};
-use crate::system::{Disk, ExtraFs, ExtraPartition, Firmware};
+use crate::system::{Disk, DiskLayout, ExtraFs, ExtraPartition, Firmware};
 use crate::tree::Tree;
 use crate::units::{Bytes, Lba, MIB, SECTOR};
 
@@ -177,7 +177,8 @@ pub fn plan(request: &LayoutRequest<'_>) -> Result<Layout, LayoutError> {
     if request.firmware != Firmware::Uefi {
         planner.add(BIOS_NUMBER, "bios", TYPE_BIOS_BOOT, Bytes(MIB), |_| Holds::GrubCore);
     }
-    if request.firmware != Firmware::Bios {
+    // In the store layout GRUB finds the kernel there as well.
+    if request.firmware != Firmware::Bios || request.disk.layout == DiskLayout::Store {
         let size = request.disk.esp_size.round_up(ALIGNMENT);
         planner.add(15, "esp", TYPE_ESP, size, |ids| Holds::Esp { serial: ids.esp_serial() });
     }

@@ -372,6 +372,7 @@ mod tests {
             ("System.disk", names(&system::Disk::default())),
             ("ExtraPartition", names(&system::ExtraPartition::default())),
             ("System.boot", names(&system::Boot::default())),
+            ("System.state", names(&system::State::default())),
             ("Publish", names(&publish::Publish::default())),
             ("Publish.aws", names(&publish::Aws::default())),
             ("AwsRegion", names(&publish::Region::default())),

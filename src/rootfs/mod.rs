@@ -12,6 +12,7 @@
 //! | `unit_file`, `units` | unit files; enable, disable, mask |
 //! | `host` | host name, time zone, locale, keyboard, os-release |
 //! | `kernel` | sysctl, modules, the initrd |
+//! | `store` | what the store layout adds, and what of the tree becomes its system's image |
 //! | `network`, `mounts`, `cloud`, `yaml`, `ssh`, `apt` | what their names say |
 //! | `wipe`, `databases`, `servers`, `first_boot` | identity taken out, and made anew by each machine |
 
@@ -30,6 +31,7 @@ mod near;
 mod network;
 mod servers;
 mod ssh;
+pub mod store;
 mod unit_file;
 mod units;
 mod users;
@@ -43,7 +45,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
-use crate::system::{Set, System};
+use crate::system::{DiskLayout, Set, System};
 use crate::tree::{Content, Packs, Tree, TreePath};
 
 use editor::Editor;
@@ -160,13 +162,16 @@ pub fn compose(
     databases::apply(&mut editor, &mut requests)?;
     servers::apply(&mut editor, &mut requests)?;
     first_boot::apply(&mut editor, &mut requests)?;
+    store::apply(&mut editor, system, &mut requests)?;
     units::write(&mut editor, &system.units)?;
     files::apply(&mut editor, system, &accounts, sources, ctx)?;
     units::apply(&mut editor, system, &requests)?;
 
     let (mut tree, written, warnings) = editor.into_tree();
     clamp(&mut tree, ctx.epoch);
-    kernel::initrd(&base, &tree, &mut work);
+    if system.disk.layout == DiskLayout::Mutable {
+        kernel::initrd(&base, &tree, &mut work);
+    }
     Ok(Composed { tree, written, work, warnings })
 }
 

@@ -4,7 +4,7 @@ use crate::rootfs::ComposeContext;
 use crate::rootfs::editor::Editor;
 use crate::rootfs::error::RootfsError;
 use crate::rootfs::units::Requests;
-use crate::system::{CloudInit, ExtraFs, Mount, Set, System, UnitState};
+use crate::system::{CloudInit, DiskLayout, ExtraFs, Mount, Set, System, UnitState};
 
 /// The swap file's path.
 const SWAP_FILE: &str = "/swapfile";
@@ -22,7 +22,8 @@ pub(super) enum Growth {
 
 /// Who can let the root grow, given what is installed.
 pub(super) fn growth(editor: &Editor, system: &System) -> Result<Growth, RootfsError> {
-    if !system.disk.grow {
+    // In the store layout the initrd lets it grow.
+    if !system.disk.grow || system.disk.layout == DiskLayout::Store {
         return Ok(Growth::Off);
     }
     if editor.has("/usr/bin/systemd-repart") {
@@ -53,7 +54,11 @@ pub(super) fn apply(
     growth: Growth,
     requests: &mut Requests,
 ) -> Result<(), RootfsError> {
-    let mut lines = vec![root(system, ctx, growth)?];
+    let mut lines = match system.disk.layout {
+        DiskLayout::Mutable => vec![root(system, ctx, growth)?],
+        // The initrd has mounted all that is the layout's.
+        DiskLayout::Store => Vec::new(),
+    };
     if let Some(partuuid) = ctx.esp_partuuid {
         // Nothing in a running system needs it: it is mounted by hand, so that no boot depends on vfat's modules.
         let device = format!("PARTUUID={partuuid}");

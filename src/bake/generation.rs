@@ -1,0 +1,196 @@
+//! The store layout's own steps: the image's tree → the system's image → the generation that starts it → disk.
+
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::closure::ToolSet;
+use super::steps::{content_size, fact};
+use super::{BakeError, BakedTree, Locked, Session};
+use crate::boot::generation::{SystemImage, command_line, esp, initrd, title, unified};
+use crate::boot::modules;
+use crate::digest::Digest;
+use crate::guest;
+use crate::image::{self, BootFiles, SystemJob};
+use crate::layout::Ids;
+use crate::rootfs::store;
+use crate::store::{Inputs, StepResult};
+use crate::system::System;
+use crate::tree::{Content, Tree};
+use crate::units::Bytes;
+
+/// A generation: the system's image, and the unified kernel image that starts it.
+pub struct Generation {
+    /// The steps that made it.
+    pub steps: Vec<Inputs>,
+    /// What the generation's own step keeps.
+    pub(super) result: StepResult,
+    /// What the step of the system's image keeps.
+    pub(super) system: StepResult,
+}
+
+/// What goes onto the disk of a generation.
+pub(super) struct Disk {
+    /// The file system of the partition `root`.
+    pub tree: Tree,
+    /// What starts the machine.
+    pub boot: BootFiles,
+}
+
+impl Session<'_> {
+    /// The generation of that tree.
+    ///
+    /// # Errors
+    /// [`BakeError`] of the step that failed.
+    pub fn generation(&self, locked: &Locked, tree: &BakedTree) -> Result<Generation, BakeError> {
+        let inputs = system_inputs(locked, &tree.result);
+        let make = || self.write_system(locked, tree);
+        let system = self.store.step(&inputs, &self.waiting("system"), make)?;
+        let own = self.generation_inputs(locked, &tree.result, &system)?;
+        let make = || self.make_generation(locked, tree, &system);
+        let result = self.store.step(&own, &self.waiting("generation"), make)?;
+        Ok(Generation { steps: vec![inputs, own], result, system })
+    }
+
+    /// The inputs of the steps of the store layout, as far as they are known: for telling what changed.
+    pub(super) fn generation_steps(
+        &self,
+        locked: &Locked,
+        tree: &StepResult,
+    ) -> Result<Vec<Inputs>, BakeError> {
+        let inputs = system_inputs(locked, tree);
+        let mut steps = vec![inputs.clone()];
+        if let Some(system) = self.store.lookup(&inputs) {
+            steps.push(self.generation_inputs(locked, tree, &system)?);
+        }
+        Ok(steps)
+    }
+
+    fn generation_inputs(
+        &self,
+        locked: &Locked,
+        tree: &StepResult,
+        made: &StepResult,
+    ) -> Result<Inputs, BakeError> {
+        let system = locked.profile.system();
+        let image = system_image(system, made)?;
+        let partition = Ids::of(&system.name).partition("root");
+        Ok(Inputs::new("generation", 1)
+            .with("code", env!("KILN_CODE_SYSTEM"))
+            .with("guest", Digest::of(guest::PROGRAM))
+            .with("name", &system.name)
+            .with("version", &system.version)
+            .with("epoch", locked.epoch())
+            .with("tree", fact(tree, "digest"))
+            .with("system", &image.file)
+            .with("command line", command_line(system, &image, partition)?)
+            .with("disk", json!(system.disk))
+            .with("firmware", json!(system.boot.firmware))
+            .with("tools", Session::tools_inputs(locked, ToolSet::Disk).key()))
+    }
+
+    /// A tree → the image of the system.
+    fn write_system(&self, locked: &Locked, baked: &BakedTree) -> Result<StepResult, BakeError> {
+        let started = Instant::now();
+        let tools = self.tools(locked, ToolSet::Disk)?;
+        let tree = store::of_image(&self.load_tree(baked)?, locked.profile.system());
+        self.store.ensure_space(Bytes(tree.iter().map(|(_, node)| content_size(node)).sum()))?;
+        let _task = self.watch.task("writing", "the system's image", 0);
+        let scratch = self.store.scratch("system")?;
+        let path = scratch.path().join("system.erofs");
+        let job = SystemJob {
+            tree: &tree,
+            packs: self.store,
+            uuid: Ids::of(&locked.profile.system().name).file_system("system"),
+            epoch: locked.epoch(),
+            tools: &tools,
+        };
+        let (written, checked) = rayon::join(|| image::write_system(&job, &path), || self.check_packs(&tree));
+        checked?;
+        let written = written?;
+        self.store.adopt(&path, &written.digest)?;
+        let mut result = StepResult::default();
+        result.outputs.insert("system".into(), written.digest);
+        result.facts.insert("roothash".into(), json!(written.roothash.to_string()));
+        result.facts.insert("size".into(), json!(written.size.0));
+        result.facts.insert("seconds system".into(), json!(started.elapsed().as_secs_f64()));
+        Ok(result)
+    }
+
+    /// The system's image → what starts it, and the layout of a disk that holds both.
+    fn make_generation(
+        &self,
+        locked: &Locked,
+        baked: &BakedTree,
+        made: &StepResult,
+    ) -> Result<StepResult, BakeError> {
+        let started = Instant::now();
+        let system = locked.profile.system();
+        let tools = self.tools(locked, ToolSet::Disk)?;
+        let _task = self.watch.task("making", "the generation", 0);
+        let tree = self.load_tree(baked)?;
+        let image = system_image(system, made)?;
+        let kernel = modules::kernel(&tree, self.store)?;
+        let initrd = initrd(guest::PROGRAM, &kernel.modules, locked.epoch())?;
+        let cmdline = command_line(system, &image, Ids::of(&system.name).partition("root"))?;
+        let stub = image::uefi_programs(&tools)?.stub;
+        let unified = unified(&stub, &title(system, &image), &cmdline, &kernel, &initrd)?;
+        let content = self.partition_tree(locked, &tree, made)?;
+        let mut result = StepResult::default();
+        result.outputs.insert("system".into(), output(made, "system")?);
+        result.outputs.insert("uki".into(), self.store.put_bytes(&unified)?);
+        result.outputs.insert("layout".into(), self.keep_layout(system, &content)?);
+        result.facts.insert("digest".into(), json!(content.digest()));
+        result.facts.insert("seconds generation".into(), json!(started.elapsed().as_secs_f64()));
+        Ok(result)
+    }
+
+    /// What the partition `root` holds, and what lies on further partitions.
+    fn partition_tree(&self, locked: &Locked, tree: &Tree, made: &StepResult) -> Result<Tree, BakeError> {
+        let digest = output(made, "system")?;
+        let len = made.facts.get("size").and_then(serde_json::Value::as_u64).unwrap_or_default();
+        let image = Content::Packed { pack: digest, offset: 0, len, sha256: digest };
+        let system = locked.profile.system();
+        Ok(store::partition(tree, system, &system_image(system, made)?.file, image, locked.epoch()))
+    }
+
+    /// What is to be written for that generation.
+    pub(super) fn generation_disk(
+        &self,
+        locked: &Locked,
+        baked: &BakedTree,
+        generation: &Generation,
+    ) -> Result<Disk, BakeError> {
+        let system = locked.profile.system();
+        let tools = self.tools(locked, ToolSet::Disk)?;
+        let unified = self.kept(&generation.result, "uki")?;
+        let loader = image::uefi_programs(&tools)?.loader;
+        let boot =
+            image::boot_files_of_store(&tools, &system.name, system.arch, esp(system, loader, unified)?)?;
+        Ok(Disk { tree: self.partition_tree(locked, &self.load_tree(baked)?, &generation.system)?, boot })
+    }
+}
+
+fn system_inputs(locked: &Locked, tree: &StepResult) -> Inputs {
+    let system = locked.profile.system();
+    let mounts: Vec<&str> = system.disk.mounts().collect();
+    Inputs::new("system", 1)
+        .with("code", env!("KILN_CODE_SYSTEM"))
+        .with("name", &system.name)
+        .with("epoch", locked.epoch())
+        .with("tree", fact(tree, "digest"))
+        .with("mounts", mounts.join(" "))
+        .with("tools", Session::tools_inputs(locked, ToolSet::Disk).key())
+}
+
+/// The system's image as command lines name it.
+fn system_image(system: &System, made: &StepResult) -> Result<SystemImage, BakeError> {
+    let roothash = fact(made, "roothash")
+        .parse()
+        .map_err(|_| BakeError::Kept { what: "system", why: "no root hash".to_owned() })?;
+    Ok(SystemImage { file: format!("{}-{}", output(made, "system")?, system.name), roothash })
+}
+
+fn output(result: &StepResult, name: &'static str) -> Result<Digest, BakeError> {
+    result.output(name).ok_or(BakeError::Kept { what: name, why: "it has no such output".into() })
+}

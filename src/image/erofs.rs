@@ -1,0 +1,109 @@
+//! Writes a tree as an immutable file system: EROFS, and behind it the hash tree of dm-verity.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufReader, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use kiln_guest::verity::{self, RootHash};
+use uuid::Uuid;
+
+use super::ImageError;
+use super::boot_files::run;
+use crate::digest::Digest;
+use crate::format::tar;
+use crate::host::fs::FileError;
+use crate::host::tools;
+use crate::tree::{Packs, Tree};
+use crate::units::Bytes;
+
+/// How files are compressed. LZ4 unpacks at several times the speed of zstd, which a booting machine feels.
+const COMPRESSION: &str = "-zlz4hc,12";
+/// How much is compressed at once, in bytes: the larger, the smaller the image, and the more is read for one page.
+const CLUSTER: &str = "-C65536";
+
+/// What a system's image is made of.
+#[derive(Clone, Copy)]
+pub struct SystemJob<'a> {
+    /// All that is in it.
+    pub tree: &'a Tree,
+    /// Where packed contents are.
+    pub packs: &'a dyn Packs,
+    /// UUID of the file system and of its hash tree.
+    pub uuid: Uuid,
+    /// The time stamped on the file system, in seconds since 1970.
+    pub epoch: i64,
+    /// The tools tree.
+    pub tools: &'a Path,
+}
+
+/// A written image of a system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SystemFile {
+    /// SHA-256 of all of it.
+    pub digest: Digest,
+    /// Its size.
+    pub size: Bytes,
+    /// The hash that stands for all blocks of its file system.
+    pub roothash: RootHash,
+}
+
+/// Writes the image to `out`.
+///
+/// # Errors
+/// [`ImageError`] when mkfs.erofs is missing or fails, or a file can't be read or written.
+pub fn write(job: &SystemJob<'_>, out: &Path) -> Result<SystemFile, ImageError> {
+    let mut command = tools::command(job.tools, "mkfs.erofs")?;
+    command.args(["--quiet", "--tar=f", COMPRESSION, CLUSTER, "-b4096"]);
+    command.arg(format!("-U{}", job.uuid)).arg(format!("-T{}", job.epoch)).arg("--mkfs-time");
+    command.arg(out).arg("/dev/stdin");
+    run("mkfs.erofs", command, |pipe| {
+        stream(job, pipe)
+            .map_err(|source| ImageError::Tree { partition: "the system's image".into(), source })
+    })?;
+    let wrong = |what| FileError::at(what, out);
+    let mut file = OpenOptions::new().read(true).write(true).open(out).map_err(wrong("can't open"))?;
+    let size = file.metadata().map_err(wrong("can't read"))?.len().next_multiple_of(verity::BLOCK as u64);
+    let tree = verity::tree(BufReader::with_capacity(1 << 20, &file), job.uuid.into_bytes());
+    let tree = tree.map_err(wrong("can't read"))?;
+    file.set_len(size).map_err(wrong("can't write"))?;
+    file.seek(SeekFrom::End(0)).and_then(|_| file.write_all(&tree.bytes)).map_err(wrong("can't write"))?;
+    let (digest, size) = digest(out)?;
+    Ok(SystemFile { digest, size: Bytes(size), roothash: tree.root })
+}
+
+fn digest(path: &Path) -> Result<(Digest, u64), FileError> {
+    let wrong = FileError::at("can't read", path);
+    File::open(path).and_then(Digest::of_reader).map_err(wrong)
+}
+
+fn stream(job: &SystemJob<'_>, pipe: &mut dyn Write) -> std::io::Result<()> {
+    let mut writer = tar::Writer::new(pipe, job.packs, |_| true);
+    for (path, node) in job.tree.iter() {
+        if crate::host::interrupt::check().is_err() {
+            return Err(std::io::Error::other("interrupted"));
+        }
+        writer.entry(path, node)?;
+    }
+    writer.finish().map(drop)
+}
+
+/// systemd's programs for UEFI in a tools tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UefiPrograms {
+    /// systemd-boot.
+    pub loader: Vec<u8>,
+    /// The stub of unified kernel images.
+    pub stub: Vec<u8>,
+}
+
+/// Reads them.
+///
+/// # Errors
+/// When one is missing.
+pub fn uefi_programs(tools: &Path) -> Result<UefiPrograms, FileError> {
+    let read = |name: &str| {
+        let path = tools.join("usr/lib/systemd/boot/efi").join(name);
+        fs::read(&path).map_err(FileError::at("can't read", &path))
+    };
+    Ok(UefiPrograms { loader: read("systemd-bootx64.efi")?, stub: read("linuxx64.efi.stub")? })
+}
