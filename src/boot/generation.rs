@@ -78,8 +78,11 @@ pub fn initrd(program: &[u8], modules: &[Module], epoch: i64) -> Result<Vec<u8>,
         archive.file(&format!("modules/{file}"), 0o644, &module.bytes);
         let when = if module.always { "always" } else { "match" };
         let _ = write!(list, "{file} {when}");
-        if !module.needs.is_empty() {
-            let _ = write!(list, " needs={}", module.needs.join(","));
+        let is_needed = |(other, _): &(&Module, _)| module.needs.contains(&other.name);
+        let needs: Vec<&str> =
+            modules.iter().zip(&files).filter(is_needed).map(|(_, file)| file.as_str()).collect();
+        if !needs.is_empty() {
+            let _ = write!(list, " needs={}", needs.join(","));
         }
         for alias in &module.aliases {
             let _ = write!(list, " {alias}");
@@ -198,6 +201,6 @@ mod tests {
         let packed = initrd(b"program", &modules, 0).unwrap();
         let plain = zstd::stream::decode_all(packed.as_slice()).unwrap();
         let text = String::from_utf8_lossy(&plain);
-        assert!(text.contains("000-crc.ko match\n001-ext4.ko always needs=crc\n002-nvme.ko match pci:v*\n"));
+        assert!(text.contains("000-crc.ko match\n001-ext4.ko always needs=000-crc.ko\n002-nvme.ko match pci:v*\n"));
     }
 }

@@ -55,7 +55,8 @@ pub fn write(job: &SystemJob<'_>, out: &Path) -> Result<SystemFile, ImageError> 
     let mut command = tools::command(job.tools, "mkfs.erofs")?;
     command.args(["--quiet", "--tar=f", COMPRESSION, CLUSTER, "-b4096"]);
     command.arg(format!("-U{}", job.uuid)).arg(format!("-T{}", job.epoch)).arg("--mkfs-time");
-    command.arg(out).arg("/dev/stdin");
+    // Without a source it reads its standard input.
+    command.arg(out);
     run("mkfs.erofs", command, |pipe| {
         stream(job, pipe)
             .map_err(|source| ImageError::Tree { partition: "the system's image".into(), source })
