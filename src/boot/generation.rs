@@ -201,6 +201,10 @@ mod tests {
         let packed = initrd(b"program", &modules, 0).unwrap();
         let plain = zstd::stream::decode_all(packed.as_slice()).unwrap();
         let text = String::from_utf8_lossy(&plain);
-        assert!(text.contains("000-crc.ko match\n001-ext4.ko always needs=000-crc.ko\n002-nvme.ko match pci:v*\n"));
+        assert!(
+            text.contains(
+                "000-crc.ko match\n001-ext4.ko always needs=000-crc.ko\n002-nvme.ko match pci:v*\n"
+            )
+        );
     }
 }

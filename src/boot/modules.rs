@@ -217,7 +217,7 @@ mod tests {
         let kernel = kernel(&tree(&complete()), &NoPacks).unwrap();
         assert_eq!((kernel.release.as_str(), kernel.image.as_slice()), ("6.1", &b"kernel"[..]));
         let names: Vec<&str> = kernel.modules.iter().map(|m| m.name.as_str()).collect();
-        assert_eq!(names, ["loop", "dm_mod", "dm_verity", "netfs", "crc", "erofs", "overlay", "virtio_blk"]);
+        assert_eq!(names, ["loop", "dm_mod", "dm_verity", "crc", "netfs", "erofs", "overlay", "virtio_blk"]);
     }
 
     #[test]

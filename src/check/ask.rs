@@ -46,7 +46,9 @@ impl Check {
                 quoted(&path.replace(' ', "\\040"))
             ),
             What::Swap => "cat /proc/swaps".to_owned(),
-            What::RootSize { .. } => "stat -f -c '%S %b' /".to_owned(),
+            What::RootSize { .. } => {
+                "root=/; [ ! -d /kiln/store ] || root=/kiln\nstat -f -c '%S %b' $root".to_owned()
+            }
             What::Packages { .. } => {
                 "command -v dpkg >/dev/null || exit 42\ndpkg --verify; dpkg --audit >&2".to_owned()
             }

@@ -116,9 +116,8 @@ fn settings(system: &System) -> Result<String, RootfsError> {
         text.push_str("ephemeral\n");
     }
     for path in system.state.keep.iter().filter(|(_, on)| **on).map(|(path, _)| path) {
-        let inside = |root: &str| {
-            path.strip_prefix(root).is_some_and(|rest| rest.len() > 1 && rest.starts_with('/'))
-        };
+        let inside =
+            |root: &str| path.strip_prefix(root).is_some_and(|rest| rest.len() > 1 && rest.starts_with('/'));
         if !WRITABLE.iter().any(|root| inside(root)) || path.chars().any(char::is_control) {
             let why = "state is kept below /etc, /home, /root, /srv or /var";
             return Err(RootfsError::value("state.keep", path, why));

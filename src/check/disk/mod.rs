@@ -10,6 +10,7 @@ mod device;
 mod grub;
 mod loader;
 mod root;
+mod store;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -82,7 +83,11 @@ fn examine(disk: &Disk, expect: &Expect) -> Vec<(&'static str, Finding)> {
     let volumes = volume::open_all(disk, &table.partitions);
     let config = config::find(&volumes, expect);
     let entry = config.entries.first();
-    let (root, root_finding) = root::find(&volumes, entry, expect);
+    let of_store = entry.zip(store::image(entry));
+    let (root, root_finding) = match of_store {
+        Some((entry, image)) => (None, store::system(&volumes, entry, image)),
+        None => root::find(&volumes, entry, expect),
+    };
     vec![
         ("partition table", table.primary.clone()),
         ("partition table's copy", table.backup.clone()),
@@ -94,7 +99,7 @@ fn examine(disk: &Disk, expect: &Expect) -> Vec<(&'static str, Finding)> {
         ("initrd", root::initrd(&volumes, entry)),
         ("serial console", root::console(entry, expect)),
         ("root file system", root_finding),
-        ("init", root::init(root, entry, expect)),
-        ("fstab", root::fstab(root, &volumes)),
+        ("init", of_store.map_or_else(|| root::init(root, entry, expect), |_| store::inside())),
+        ("fstab", of_store.map_or_else(|| root::fstab(root, &volumes), |_| store::inside())),
     ]
 }

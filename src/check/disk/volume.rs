@@ -47,9 +47,18 @@ impl Volume {
     /// The first `count` bytes of a file and its size, through symbolic links; `None` when there is none.
     pub(super) fn head(&self, path: &str, count: usize) -> Result<Option<(Vec<u8>, u64)>, String> {
         match &self.files {
-            Files::Ext(fs) => ext_head(fs, path, count),
+            Files::Ext(fs) => ext_part(fs, path, 0, count),
             Files::Fat(fs) => fs.borrow_mut().head(path, count as u64).map_err(|e| e.to_string()),
             Files::Unread | Files::Damaged(_) => Ok(None),
+        }
+    }
+
+    /// `count` bytes of a file from `at` on, or as many as there are, and its size; `None` when there is none, or on a file
+    /// system that is only read from the beginning of files.
+    pub(super) fn part(&self, path: &str, at: u64, count: usize) -> Result<Option<(Vec<u8>, u64)>, String> {
+        match &self.files {
+            Files::Ext(fs) => ext_part(fs, path, at, count),
+            Files::Fat(_) | Files::Unread | Files::Damaged(_) => Ok(None),
         }
     }
 
@@ -227,14 +236,15 @@ fn absolute(path: &str) -> String {
     format!("/{}", path.trim_start_matches('/'))
 }
 
-fn ext_head(fs: &Ext4, path: &str, count: usize) -> Result<Option<(Vec<u8>, u64)>, String> {
+fn ext_part(fs: &Ext4, path: &str, from: u64, count: usize) -> Result<Option<(Vec<u8>, u64)>, String> {
     let mut file = match fs.open(absolute(path).as_str()) {
         Ok(file) => file,
         Err(Ext4Error::NotFound | Ext4Error::NotADirectory) => return Ok(None),
         Err(e) => return Err(e.to_string()),
     };
     let size = file.metadata().len();
-    let mut bytes = vec![0; (count as u64).min(size) as usize];
+    let mut bytes = vec![0; (count as u64).min(size.saturating_sub(from)) as usize];
+    file.seek_to(from).map_err(|e| e.to_string())?;
     let mut at = 0;
     while at < bytes.len() {
         match file.read_bytes(&mut bytes[at..]) {
