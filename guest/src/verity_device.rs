@@ -27,23 +27,19 @@ const BUFFER: usize = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum SystemError {
     /// It is no file system of the kind that it should be.
-    #[error("{}: it is no EROFS image with blocks of 4096 bytes: damaged, or not completely written", .0.display())]
-    NotErofs(PathBuf),
+    #[error("its image is no EROFS with blocks of 4096 bytes: damaged, or not completely written")]
+    NotErofs,
     /// A part is missing.
-    #[error("{}: it has {len} bytes, {needed} are needed: not completely written", path.display())]
+    #[error("its image has {len} bytes, {needed} are needed: not completely written")]
     Short {
-        /// The image.
-        path: PathBuf,
         /// How many bytes it has.
         len: u64,
         /// How many it should have.
         needed: u64,
     },
     /// It isn't what the root hash stands for.
-    #[error("{}: {source} (root hash {root})", path.display())]
+    #[error("its image is not the one with root hash {root}: {source}")]
     Verity {
-        /// The image.
-        path: PathBuf,
         /// What it should amount to.
         root: RootHash,
         /// Where it differs.
@@ -72,7 +68,7 @@ impl Image {
     pub fn open(path: &Path, root: RootHash) -> Result<Image, SystemError> {
         let file = File::open(path).at("open", path)?;
         let len = file.metadata().at("read", path)?.len();
-        let short = |needed| SystemError::Short { path: path.to_owned(), len, needed };
+        let short = |needed| SystemError::Short { len, needed };
         let mut erofs = [0; 128];
         if len < EROFS_SUPERBLOCK + erofs.len() as u64 {
             return Err(short(EROFS_SUPERBLOCK + erofs.len() as u64));
@@ -80,13 +76,13 @@ impl Image {
         file.read_exact_at(&mut erofs, EROFS_SUPERBLOCK).at("read", path)?;
         let blocks = u32::from_le_bytes([erofs[36], erofs[37], erofs[38], erofs[39]]);
         if erofs[..4] != EROFS_MAGIC || 1usize.checked_shl(u32::from(erofs[12])) != Some(BLOCK) {
-            return Err(SystemError::NotErofs(path.to_owned()));
+            return Err(SystemError::NotErofs);
         }
         let data = u64::from(blocks) * BLOCK as u64;
         if len < data + BLOCK as u64 {
             return Err(short(data + BLOCK as u64));
         }
-        let wrong = |source| SystemError::Verity { path: path.to_owned(), root, source };
+        let wrong = |source| SystemError::Verity { root, source };
         let mut superblock = [0; BLOCK];
         file.read_exact_at(&mut superblock, data).at("read", path)?;
         let superblock = Superblock::decode(&superblock).map_err(wrong)?;
@@ -111,11 +107,9 @@ impl Image {
         let mut data = &self.file;
         data.seek(SeekFrom::Start(0)).at("read", &self.path)?;
         let data = BufReader::with_capacity(BUFFER, data.take(self.superblock.data_blocks * BLOCK as u64));
-        self.superblock.check_data(data, &self.hashes).map_err(|source| SystemError::Verity {
-            path: self.path.clone(),
-            root: self.root,
-            source,
-        })
+        self.superblock
+            .check_data(data, &self.hashes)
+            .map_err(|source| SystemError::Verity { root: self.root, source })
     }
 
     /// Makes it a device.
