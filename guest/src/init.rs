@@ -31,6 +31,8 @@ const TIME_TO_READ: Duration = Duration::from_secs(10);
 const KILN: &str = "/kiln";
 /// Where the initrd puts the running system together.
 const SYSROOT: &str = "/sysroot";
+/// Where a part of the image is while what hides it is mounted.
+const ASIDE: &str = "/aside";
 /// Where a state in memory is while the mounts are made.
 const MEMORY: &str = "/state";
 
@@ -134,7 +136,7 @@ fn lay_state_over(places: &Places, request: &Request, console: &Console) -> Resu
         let memory = Path::new(MEMORY);
         mounts::memory(memory)?;
         state::seed(places, memory)?;
-        mounts::lay_over(&places.image, memory)?;
+        mounts::lay_over(&places.image, memory, Path::new(ASIDE))?;
         mounts::bind_kept(places, &config, memory)?;
         // This is what it asks for.
         copy::remove(&places.kiln.join(lustrate::MARKER))?;
@@ -151,7 +153,7 @@ fn lay_state_over(places: &Places, request: &Request, console: &Console) -> Resu
         Lustrated::Failed(why) => console.warn(format_args!("no clean slate, the old state stays: {why}")),
     }
     state::prepare(places, &mut Steps::all())?.iter().for_each(|message| console.say(message));
-    mounts::lay_over(&places.image, &places.state())?;
+    mounts::lay_over(&places.image, &places.state(), Path::new(ASIDE))?;
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! The mounts that make a running system of an image and a state.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -72,17 +72,16 @@ pub fn memory(at: &Path) -> Result<(), FileError> {
 }
 
 /// Lays a state over a system whose image is mounted: /etc as overlay, /var and its like bound, the package database as the
-/// image has it.
+/// image has it. That is held at `aside` for a moment, while the state's /var hides it.
 ///
 /// # Errors
 /// When one of them can't be mounted.
-pub fn lay_over(image: &Path, state: &Path) -> Result<(), FileError> {
-    // Held aside while the state's /var hides it.
-    let (database, aside) = (image.join(DPKG), PathBuf::from("/image-dpkg"));
+pub fn lay_over(image: &Path, state: &Path, aside: &Path) -> Result<(), FileError> {
+    let database = image.join(DPKG);
     let has_database = database.is_dir();
     if has_database {
-        fs::create_dir_all(&aside).at("create", &aside)?;
-        bind(&database, &aside)?;
+        fs::create_dir_all(aside).at("create", aside)?;
+        bind(&database, aside)?;
     }
     etc(image, state)?;
     for folder in FOLDERS {
@@ -93,7 +92,7 @@ pub fn lay_over(image: &Path, state: &Path) -> Result<(), FileError> {
     }
     if has_database {
         copy::create_folders(state, &[image], Path::new(DPKG))?;
-        shift(&aside, &database)?;
+        shift(aside, &database)?;
     }
     Ok(())
 }
@@ -122,6 +121,9 @@ fn etc(image: &Path, state: &Path) -> Result<(), FileError> {
 /// When something can't be copied or mounted.
 pub fn bind_kept(places: &Places, config: &Config, memory: &Path) -> Result<(), FileError> {
     let persistent = places.state();
+    if !persistent.is_dir() {
+        fs::create_dir(&persistent).at("create", &persistent)?;
+    }
     for path in &config.keep {
         let (kept, shown) = (persistent.join(path), places.image.join(path));
         if fs::symlink_metadata(&kept).is_err() {
