@@ -2,6 +2,18 @@
 //!
 //! The library holds the formats, pure: who bakes an image writes with it what the machine reads. The binary is the whole of the
 //! initrd, and `/usr/bin/kiln` of the running system; it is linked statically and runs under any distribution's kernel.
+//!
+//! A module imports only from floors below its own; `guest/tests/house.rs` reads this table and every module, and compares.
+//!
+//! | floor | modules |
+//! |---|---|
+//! | 6 | [`init`]: the first process of the initrd; [`cli`]: `/usr/bin/kiln` |
+//! | 5 | [`machine`]: the one that runs |
+//! | 4, the work | [`disk`], [`lustrate`], [`mounts`], [`switch`] |
+//! | 3 | [`generations`], [`modules`], [`state`] |
+//! | 2 | [`accounts`], [`cmdline`], [`verity_device`] |
+//! | 1 | [`copy`], [`generation`], [`menu`], [`steps`] |
+//! | 0 | [`config`], [`console`], [`error`], [`gpt`], [`sys`], [`uki`], [`ustar`], [`verity`] |
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 
