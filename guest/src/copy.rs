@@ -53,15 +53,6 @@ impl Copier {
         content(&metadata, from, to)?;
         like(&metadata, from, to)
     }
-
-    /// What was copied to `from` is somewhere else now.
-    pub fn moved(&mut self, from: &Path, to: &Path) {
-        for copy in self.links.values_mut() {
-            if let Ok(rest) = copy.strip_prefix(from) {
-                *copy = if rest.as_os_str().is_empty() { to.to_owned() } else { to.join(rest) };
-            }
-        }
-    }
 }
 
 /// Creates what is no folder.

@@ -20,8 +20,12 @@ pub fn kernel_file_system(kind: &str, at: &str, options: &str) -> Result<(), Fil
     if !Path::new(at).is_dir() {
         fs::create_dir(at).at("create", at)?;
     }
-    let flags = MsFlags::MS_NOSUID | if kind == "devtmpfs" { MsFlags::empty() } else { MsFlags::MS_NODEV };
-    match mount(Some(kind), at, Some(kind), flags | MsFlags::MS_NOEXEC, Some(options)) {
+    // As systemd would mount them, which leaves what is mounted as it is: programs map devices executable.
+    let flags = match kind {
+        "devtmpfs" => MsFlags::MS_NOSUID | MsFlags::MS_STRICTATIME,
+        _ => MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+    };
+    match mount(Some(kind), at, Some(kind), flags, Some(options)) {
         Err(nix::errno::Errno::EBUSY) => Ok(()),
         result => result.at("mount", at),
     }
