@@ -63,11 +63,13 @@ pub fn kernel(tree: &Tree, packs: &dyn Packs) -> Result<Kernel, BootError> {
     let path = String::from_utf8_lossy(&link).into_owned();
     let release = path.strip_prefix("boot/vmlinuz-").ok_or(BootError::NoKernel)?.to_owned();
     let folder = format!("usr/lib/modules/{release}");
-    let known = Known {
+    let mut aliases = aliases(&reader.text(&format!("{folder}/modules.alias"))?);
+    let mut known = Known {
         files: files(&reader.text(&format!("{folder}/modules.dep"))?),
         builtin: reader.text(&format!("{folder}/modules.builtin"))?.lines().map(name_of).collect(),
     };
-    let mut aliases = aliases(&reader.text(&format!("{folder}/modules.alias"))?);
+    // Not every kernel's package has it.
+    known.add_soft(&reader.text(&format!("{folder}/modules.softdep")).unwrap_or_default(), &aliases);
     let mut order = Vec::new();
     for name in ALWAYS {
         if !known.add(name, &mut order) {
@@ -100,16 +102,47 @@ struct Known {
 impl Known {
     /// Puts a module and what it needs into the order; whether the kernel has it.
     fn add(&self, name: &str, order: &mut Vec<String>) -> bool {
+        self.add_below(name, order, &mut Vec::new())
+    }
+
+    /// `above` are the modules that need this one. Those that only ask for each other may do so in a circle.
+    fn add_below<'a>(&'a self, name: &'a str, order: &mut Vec<String>, above: &mut Vec<&'a str>) -> bool {
         let Some((_, needs)) = self.files.get(name) else { return self.builtin.contains(name) };
-        if order.iter().any(|known| known == name) {
+        if above.contains(&name) || order.iter().any(|known| known == name) {
             return true;
         }
+        above.push(name);
         // depmod(8) writes all that is needed, the nearest first.
         for needed in needs.iter().rev() {
-            self.add(needed, order);
+            self.add_below(needed, order, above);
         }
+        above.pop();
         order.push(name.to_owned());
         true
+    }
+
+    /// Adds what modules ask for without using its symbols (modprobe.d(5), `softdep`): ext4's and EROFS' checksums, where they
+    /// are modules. In the initrd nobody answers when the kernel asks for them.
+    fn add_soft(&mut self, text: &str, aliases: &BTreeMap<String, Vec<String>>) {
+        for line in text.lines() {
+            let mut words = line.strip_prefix("softdep ").unwrap_or_default().split_whitespace();
+            let Some(name) = words.next().map(name_of) else { continue };
+            let wanted = words.skip_while(|word| *word != "pre:").skip(1).take_while(|word| *word != "post:");
+            let found: Vec<String> = wanted.filter_map(|word| self.provider(word, aliases)).collect();
+            let Some((_, needs)) = self.files.get_mut(&name) else { continue };
+            needs.extend(found);
+        }
+    }
+
+    /// The module of this name, or one that has it as an alias: of several, the one for any processor.
+    fn provider(&self, word: &str, aliases: &BTreeMap<String, Vec<String>>) -> Option<String> {
+        let name = name_of(word);
+        if self.files.contains_key(&name) {
+            return Some(name);
+        }
+        let same = |alias: &String| alias.replace('-', "_") == name;
+        let providers = aliases.iter().filter(|(_, of)| of.iter().any(same)).map(|(name, _)| name);
+        providers.max_by_key(|name| name.ends_with("_generic")).cloned()
     }
 }
 
@@ -218,6 +251,35 @@ mod tests {
         assert_eq!((kernel.release.as_str(), kernel.image.as_slice()), ("6.1", &b"kernel"[..]));
         let names: Vec<&str> = kernel.modules.iter().map(|m| m.name.as_str()).collect();
         assert_eq!(names, ["loop", "dm_mod", "dm_verity", "crc", "netfs", "erofs", "overlay", "virtio_blk"]);
+    }
+
+    #[test]
+    fn what_is_only_asked_for_comes_too() {
+        let mut files = complete();
+        let dependencies =
+            [DEPENDENCIES, b"kernel/crypto/crc32c_generic.ko:\nkernel/crypto/crc32c-intel.ko:\n"].concat();
+        files[1].1 = &dependencies;
+        files[2].1 = b"alias crypto-crc32c crc32c_intel\nalias crypto-crc32c crc32c_generic\n";
+        files.push((
+            "usr/lib/modules/6.1/modules.softdep",
+            b"# Soft\nsoftdep crc pre: crypto-crc32c nothing post: loop\nsoftdep crc32c_generic pre: crc\nsoftdep x\n",
+        ));
+        files.push(("usr/lib/modules/6.1/kernel/crypto/crc32c_generic.ko", b"generic"));
+        let kernel = kernel(&tree(&files), &NoPacks).unwrap();
+        let names: Vec<&str> = kernel.modules.iter().map(|m| m.name.as_str()).collect();
+        let expected = [
+            "loop",
+            "dm_mod",
+            "dm_verity",
+            "crc32c_generic",
+            "crc",
+            "netfs",
+            "erofs",
+            "overlay",
+            "virtio_blk",
+        ];
+        assert_eq!(names, expected);
+        assert!(kernel.modules.iter().any(|m| m.name == "crc" && m.needs == ["crc32c_generic"]));
     }
 
     #[test]
