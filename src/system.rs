@@ -32,7 +32,7 @@ pub struct System {
     pub epoch: Option<i64>,
     /// Package archives by name; `debian` is the main one.
     pub sources: Set<Source>,
-    /// Where the programs that build and boot the image (mke2fs, GRUB, QEMU) are taken from.
+    /// Where the programs that build and boot the image (GRUB, QEMU) are taken from.
     pub tools: Source,
     /// Packages wanted, by name.
     pub packages: Set<Package>,

@@ -170,7 +170,6 @@ pub fn write(
     name: &str,
 ) -> RawImage {
     let boot = boot_files(&fixture.tools, NAME, Arch::Amd64).expect("boot files");
-    let job =
-        WriteJob { layout, tree, packs: fixture, late, boot: &boot, epoch: EPOCH, tools: &fixture.tools };
+    let job = WriteJob { layout, tree, packs: fixture, late, boot: &boot, epoch: EPOCH };
     kiln::image::write(&job, &fixture.folder.join(name)).expect("an image")
 }

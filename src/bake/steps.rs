@@ -324,7 +324,6 @@ impl Session<'_> {
             late: &late,
             boot: &boot,
             epoch: locked.epoch(),
-            tools: &tools,
         };
         let target = scratch.path().join("disk.raw");
         // Beside the writing: when a pack turns out to be damaged, what was written is thrown away.

@@ -18,7 +18,7 @@ pub struct Args {}
 
 /// A cold build of a server image keeps about this much: packages, tools, trees, one disk and its exports.
 const STORE_WANTED: Bytes = Bytes(4 * GIB);
-/// A build writes little there: what `mke2fs` and the like keep for themselves.
+/// A build writes little there: what `grub-mkimage` and the like keep for themselves.
 const TMP_WANTED: Bytes = Bytes(GIB / 4);
 
 /// How something on this host is.

@@ -1,11 +1,21 @@
-//! ext4 through mke2fs (e2fsprogs 1.47.1 or newer, with libarchive): its arguments, and debugfs' script, as data.
+//! ext4: how much room it takes, what is written, which bytes of it are read.
 //!
-//! Features are named one by one, and no configuration file is read, so that neither the host nor a newer e2fsprogs
-//! changes what is made. They are those that every system in use reads: e2fsprogs from 1.43, Linux from 4.4, GRUB from
-//! 2.00. `metadata_csum_seed` and `orphan_file`, which newer mke2fs turn on by themselves, are left out: an image's
-//! root gets attached to whatever rescue machine is at hand, and they bring nothing at this size.
+//! Features are those that every system in use reads: e2fsprogs from 1.43, Linux from 4.4, GRUB from 2.00.
+//! `metadata_csum_seed` and `orphan_file`, which newer mke2fs turn on by themselves, are left out: an image's root gets
+//! attached to whatever rescue machine is at hand, and they bring nothing at this size.
 
+mod crc32c;
+mod dir;
+mod fill;
+mod geometry;
+mod inode;
+mod meta;
 pub mod read;
+#[cfg(test)]
+mod tests;
+mod xattr;
+
+pub use fill::Ext4Error;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -35,10 +45,6 @@ const DIR_TAIL: u64 = 12;
 const LARGE_JOURNAL: u64 = 64 * MIB;
 /// The smallest file system that gets it: a journal may take half of one at most.
 const LARGE_JOURNAL_FROM: u64 = 256 * MIB;
-
-/// `-O`: see the module's documentation.
-const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,\
-                        large_file,huge_file,dir_nlink,extra_isize,metadata_csum";
 
 /// What a file system needs, counted from what will lie in it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -70,10 +76,12 @@ impl Need {
     pub fn of<'a>(nodes: impl Iterator<Item = (&'a [u8], &'a Node)>) -> Need {
         // 11 inodes are reserved; the last of them is lost+found.
         let mut need = Need { blocks: LOST_AND_FOUND, inodes: 11 };
-        let mut room = std::collections::HashMap::<Vec<u8>, u64>::new();
+        // What is left of each directory's last block, and how many blocks it has.
+        let mut rooms = std::collections::HashMap::<Vec<u8>, (u64, u64)>::new();
+        let first = (BLOCK - DIR_TAIL - 24, 1); // `.` and `..`
         for (path, node) in nodes {
-            // The root itself is among the reserved ones.
-            if !path.is_empty() && !matches!(node.kind, Kind::HardLink(_)) {
+            // The root and lost+found are among the reserved ones.
+            if !path.is_empty() && path != fill::LOST_FOUND_NAME && !matches!(node.kind, Kind::HardLink(_)) {
                 need.inodes += 1;
             }
             need.blocks += match &node.kind {
@@ -81,19 +89,22 @@ impl Need {
                 Kind::Symlink(target) if target.len() > FAST_SYMLINK => 1,
                 Kind::Dir => 1,
                 _ => 0,
-            } + u64::from(xattr_size(node) > INLINE_XATTRS);
+            } + u64::from(takes_attribute_block(node));
             if matches!(node.kind, Kind::Dir) {
-                room.insert(path.to_vec(), BLOCK - DIR_TAIL - 24); // `.` and `..`
+                rooms.insert(path.to_vec(), first);
             }
             if path.is_empty() {
                 continue;
             }
             let name = path.rsplit(|&b| b == b'/').next().unwrap_or_default();
             let entry = (8 + name.len() as u64).next_multiple_of(4);
-            let left = room.entry(crate::tree::parent(path).to_vec()).or_insert(BLOCK - DIR_TAIL - 24);
+            let (left, blocks) = rooms.entry(crate::tree::parent(path).to_vec()).or_insert(first);
             if *left < entry {
-                need.blocks += 1;
+                // Its blocks lie scattered: from the fifth on, extents take blocks of their own.
+                need.blocks +=
+                    1 + u64::from(*blocks == 4 || blocks.is_multiple_of(340)) + u64::from(*blocks == 340);
                 *left = BLOCK - DIR_TAIL;
+                *blocks += 1;
             }
             *left -= entry;
         }
@@ -109,10 +120,11 @@ pub fn file_blocks(size: u64) -> u64 {
     blocks + u64::from(blocks > 2 * BLOCKS_PER_GROUP) + blocks / (300 * BLOCKS_PER_GROUP)
 }
 
-fn xattr_size(node: &Node) -> u64 {
-    let one =
-        |(name, value): (&Vec<u8>, &Vec<u8>)| 16 + (name.len() + value.len()).next_multiple_of(4) as u64 + 4;
-    node.xattrs.iter().map(one).sum()
+fn takes_attribute_block(node: &Node) -> bool {
+    let linked = matches!(node.kind, Kind::HardLink(_));
+    !linked
+        && !node.xattrs.is_empty()
+        && xattr::store(&node.xattrs).is_ok_and(|stored| stored.block.is_some())
 }
 
 impl Ext4 {
@@ -141,49 +153,11 @@ impl Ext4 {
     /// inodes, journal.
     #[must_use]
     pub fn overhead(&self, size: Bytes) -> u64 {
-        let blocks = size.0 / BLOCK;
-        let groups = blocks.div_ceil(BLOCKS_PER_GROUP);
-        let per_block = BLOCK / DESCRIPTOR;
-        let descriptors = groups.div_ceil(per_block);
-        // Descriptors of the groups of a file system 1024 times as large are reserved, which is what growth needs.
-        let largest = (blocks * 1024).min(u64::from(u32::MAX)).div_ceil(BLOCKS_PER_GROUP);
-        let reserved = largest.div_ceil(per_block).saturating_sub(descriptors).min(BLOCK / 4);
-        let copies = (0..groups).filter(|&group| has_superblock(group)).count() as u64;
-        let inode_blocks = self.inodes.div_ceil(groups.max(1)).div_ceil(BLOCK / INODE) * groups;
-        let journal = self.journal.0 / BLOCK;
+        let geometry = geometry::Geometry::of(size, self.inodes);
+        let left_out = size.0 / BLOCK - geometry.blocks;
         // The reserved descriptors' own inode has an indirect block; the journal's extents have one at most.
-        copies * (1 + descriptors + reserved) + groups * 2 + inode_blocks + journal + 2
+        geometry.overhead() + left_out + self.journal.0 / BLOCK + 2
     }
-
-    /// The arguments of mke2fs that make it at `offset` of a file from an archive on standard input; the file's name
-    /// and [`size_arg`] follow. Its environment must hold `MKE2FS_CONFIG=/dev/null` and SOURCE_DATE_EPOCH.
-    #[must_use]
-    pub fn mke2fs_args(&self, offset: Bytes) -> Vec<String> {
-        // The file is new and sparse: inode tables and journal need no zeroes written, neither now nor at first boot.
-        let extended = format!(
-            "hash_seed={},nodiscard,assume_storage_prezeroed=1,root_owner=0:0,offset={}",
-            self.hash_seed, offset.0
-        );
-        let mut args: Vec<String> =
-            ["-q", "-F", "-T", "default", "-m", "0", "-e", "remount-ro"].map(str::to_owned).to_vec();
-        let mut add = |name: &str, value: String| args.extend([name.to_owned(), value]);
-        add("-b", BLOCK.to_string());
-        add("-I", INODE.to_string());
-        add("-N", self.inodes.to_string());
-        add("-O", FEATURES.to_owned());
-        add("-U", self.uuid.to_string());
-        add("-L", self.label.clone());
-        add("-J", format!("size={}", self.journal.0 / MIB));
-        add("-E", extended);
-        add("-d", "-".to_owned());
-        args
-    }
-}
-
-/// mke2fs' last argument: the size of the file system.
-#[must_use]
-pub fn size_arg(size: Bytes) -> String {
-    format!("{}k", size.0 / KIB)
 }
 
 /// Whether the group holds a copy of the superblock (`sparse_super`): 0, 1, and powers of 3, 5 and 7.
@@ -198,103 +172,10 @@ fn has_superblock(group: u64) -> bool {
     group <= 1 || [3, 5, 7].into_iter().any(power_of)
 }
 
-/// Whether mke2fs takes this attribute from an archive. Only file capabilities; others it drops without a word.
-#[must_use]
-pub fn taken_from_archive(name: &[u8]) -> bool {
-    name == b"security.capability"
+fn put16(bytes: &mut [u8], at: usize, value: u16) {
+    bytes[at..at + 2].copy_from_slice(&value.to_le_bytes());
 }
 
-/// An attribute that debugfs has to restore.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attribute<'a> {
-    /// The node.
-    pub path: &'a [u8],
-    /// Its full name.
-    pub name: &'a [u8],
-    /// Its value.
-    pub value: &'a [u8],
-}
-
-/// debugfs' script that sets the attributes; each value is read from the file of its index in `folder`. `None` when a
-/// path or name holds a newline, which no script can carry.
-#[must_use]
-pub fn debugfs_script(attributes: &[Attribute<'_>], folder: &str) -> Option<Vec<u8>> {
-    let mut script = Vec::new();
-    for (index, a) in attributes.iter().enumerate() {
-        if a.path.contains(&b'\n') || a.name.contains(&b'\n') {
-            return None;
-        }
-        script.extend_from_slice(format!("ea_set -f {folder}/{index} \"/").as_bytes());
-        script.extend_from_slice(&doubled_quotes(a.path));
-        script.extend_from_slice(b"\" \"");
-        script.extend_from_slice(&doubled_quotes(a.name));
-        script.extend_from_slice(b"\"\n");
-    }
-    Some(script)
-}
-
-/// What stands within a word in double quotes on libss' command lines: a quote is doubled, nothing else is special.
-fn doubled_quotes(word: &[u8]) -> Vec<u8> {
-    word.split(|&b| b == b'"').collect::<Vec<_>>().join(&b"\"\""[..])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::tree::{Content, Tree};
-
-    fn ext4(inodes: u64, journal: u64) -> Ext4 {
-        let (uuid, hash_seed) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        Ext4 { uuid, hash_seed, label: "root".into(), inodes, journal: Bytes(journal) }
-    }
-
-    #[test]
-    fn the_arguments_as_they_are_given() {
-        insta::assert_snapshot!(ext4(32_768, 16 * MIB).mke2fs_args(Bytes(MIB)).join(" "));
-        assert_eq!(size_arg(Bytes(512 * MIB)), "524288k");
-    }
-
-    /// What mke2fs 1.47.2 reports as `Overhead clusters`, which leaves out lost+found.
-    #[test]
-    fn overhead_is_what_mke2fs_reports() {
-        let sizes = [(512, 32_768, 64, 18_635)];
-        for (mib, inodes, journal, clusters) in sizes {
-            let overhead = ext4(inodes, journal * MIB).overhead(Bytes(mib * MIB));
-            assert!((clusters..clusters + 4).contains(&overhead), "{mib} MiB: {overhead}, not {clusters}");
-        }
-    }
-
-    #[test]
-    fn copies_of_the_superblock_lie_in_few_groups() {
-        let groups: Vec<u64> = (0..130).filter(|&group| has_superblock(group)).collect();
-        assert_eq!(groups, [0, 1, 3, 5, 7, 9, 25, 27, 49, 81, 125]);
-    }
-
-    #[test]
-    fn what_nodes_need_is_counted() {
-        let mut tree = Tree::new();
-        tree.insert("", Node::new(Kind::Dir, 0o755, 0));
-        let need = |tree: &Tree| Need::of(tree.iter().map(|(p, n)| (p.as_slice(), n)));
-        assert_eq!(need(&tree), Need { blocks: 5, inodes: 11 });
-        tree.insert("file", Node::new(Kind::File(Content::bytes(vec![1; 4097])), 0o644, 0));
-        tree.insert("hard", Node::new(Kind::HardLink(b"file".to_vec()), 0, 0));
-        tree.insert("short", Node::new(Kind::Symlink(vec![b'x'; 59]), 0o777, 0));
-        tree.insert("slow", Node::new(Kind::Symlink(vec![b'x'; 60]), 0o777, 0));
-        assert_eq!(need(&tree), Need { blocks: 8, inodes: 14 });
-        for i in 0..100 {
-            tree.insert(format!("{i:0>250}"), Node::new(Kind::Fifo, 0o644, 0));
-        }
-        // 15 entries of 260 bytes a block.
-        assert_eq!(need(&tree), Need { blocks: 14, inodes: 114 });
-    }
-
-    #[test]
-    fn scripts_quote_names() {
-        let attribute = |path| Attribute { path, name: b"user.a", value: b"v" };
-        let script = debugfs_script(&[attribute(b"plain"), attribute(b"a \"b\"\xff")], ".").unwrap();
-        let expected =
-            b"ea_set -f ./0 \"/plain\" \"user.a\"\nea_set -f ./1 \"/a \"\"b\"\"\xff\" \"user.a\"\n";
-        assert_eq!(script, expected);
-        assert_eq!(debugfs_script(&[attribute(b"a\nb")], "."), None);
-    }
+fn put32(bytes: &mut [u8], at: usize, value: u32) {
+    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
 }

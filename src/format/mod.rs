@@ -11,6 +11,7 @@ pub mod fat;
 pub mod gpt;
 pub mod jks;
 pub mod mbr;
+pub mod piece;
 pub mod qcow2;
 pub mod tar;
 

@@ -1,4 +1,4 @@
-//! Streams nodes as a pax archive (POSIX.1-2017, "pax Interchange Format"), written for mke2fs to read.
+//! Streams nodes as a pax archive (POSIX.1-2017, "pax Interchange Format"), written for mkfs.erofs to read.
 //!
 //! Names, link targets and attributes are bytes: every extended header says `hdrcharset=BINARY`, so that the reader's
 //! locale doesn't matter. Values that a ustar header can't hold (long names, large owners, negative times) go into the

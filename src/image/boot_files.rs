@@ -113,8 +113,8 @@ pub(super) fn run(
     fed
 }
 
-/// Starts a tool whose syncs do nothing, where that can be had: what it writes is a file without a name that lasts, and
-/// mke2fs would wait twice until all of it is on the disk.
+/// Starts a tool whose syncs do nothing, where that can be had: what it writes is a file without a name that lasts, for
+/// which nobody has to wait until it is on the disk.
 fn spawn_unsynced(command: &mut Command) -> std::io::Result<Child> {
     std::thread::scope(|scope| {
         let started = scope.spawn(|| {

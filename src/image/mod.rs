@@ -1,9 +1,10 @@
 //! Writes a layout and a tree into a sparse raw file.
 //!
-//! Nothing of it needs privilege: partition table, FAT and boot code are written at their offsets, and mke2fs of the
-//! tools tree fills its file system at its own offset of the same file from an archive that is streamed to it. The file
-//! grows under a temporary name beside the target and is renamed when it is whole.
+//! Nothing of it needs privilege: partition table, boot code and file systems are computed as pieces that lie somewhere on
+//! the disk, and the disk is put together from them block by block. The file grows under a temporary name beside the target
+//! and is renamed when it is whole.
 
+mod assemble;
 mod blocks;
 mod boot_files;
 mod erofs;
@@ -14,27 +15,26 @@ pub use boot_files::{BootFiles, boot_files, boot_files_of_store};
 pub use erofs::{SystemFile, SystemJob, UefiPrograms, uefi_programs, write as write_system};
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::artifact::RawImage;
 use crate::boot::BootError;
 use crate::boot::grub::{self, GrubError};
+use crate::format::ext4::Ext4Error;
 use crate::format::fat::{FatError, Volume};
 use crate::format::gpt::{BACKUP_SECTORS, GptError};
 use crate::format::mbr;
+use crate::format::piece::Piece;
 use crate::host::fs::FileError;
 use crate::host::interrupt::Interrupted;
 use crate::host::tools::ToolError;
-use crate::layout::{Holds, Layout, Partition};
+use crate::layout::{Holds, Layout, Partition, Placed};
 use crate::tree::{Packs, Tree, TreePath};
 use crate::units::{Lba, SECTOR};
 
 /// Packages of the tools tree that writing an image takes, for images of amd64; their dependencies come with them.
-pub const TOOL_PACKAGES: [&str; 5] =
-    ["e2fsprogs", "libarchive13t64", "grub-common", "grub-pc-bin", "grub-efi-amd64-bin"];
+pub const TOOL_PACKAGES: [&str; 3] = ["grub-common", "grub-pc-bin", "grub-efi-amd64-bin"];
 
 /// Those that the store layout takes beside them.
 pub const STORE_TOOL_PACKAGES: [&str; 2] = ["erofs-utils", "systemd-boot-efi"];
@@ -58,8 +58,6 @@ pub struct WriteJob<'a> {
     pub boot: &'a BootFiles,
     /// The time stamped on file systems, in seconds since 1970.
     pub epoch: i64,
-    /// The tools tree.
-    pub tools: &'a Path,
 }
 
 /// An image that could not be written.
@@ -93,17 +91,22 @@ pub enum ImageError {
     /// The machine can't be booted.
     #[error(transparent)]
     Boot(#[from] BootError),
-    /// The tree's contents can't be read, or the archive of them not be handed to mke2fs.
+    /// The tree's contents can't be read, or the archive of them not be handed to mkfs.erofs.
     #[error("can't read the tree's files for {partition}: {source}")]
     Tree {
-        /// The partition that was filled.
+        /// What was to hold them.
         partition: String,
         /// Why.
         source: io::Error,
     },
-    /// A path with extended attributes that no script of debugfs can name.
-    #[error("{0} has extended attributes and a newline in its name; Kiln can't write both")]
-    Newline(String),
+    /// A file system that the tree can't be written to.
+    #[error("partition `{partition}`: {source}")]
+    Ext4 {
+        /// The partition that was to be filled.
+        partition: String,
+        /// Why.
+        source: Ext4Error,
+    },
     /// The user asked to stop.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
@@ -121,41 +124,48 @@ pub fn write(job: &WriteJob<'_>, out: &Path) -> Result<RawImage, ImageError> {
         .suffix(".raw")
         .tempfile_in(folder)
         .map_err(wrong("can't write"))?;
-    let disk = Disk { path: temporary.path().to_owned(), file: temporary.as_file() };
-    disk.file.set_len(job.layout.size.0).map_err(wrong("can't write"))?;
-    write_table(job, &disk)?;
-    for partition in &job.layout.partitions {
-        crate::host::interrupt::check()?;
-        match &partition.holds {
-            Holds::GrubCore => {
-                let core = grub::place_core(&job.boot.core_img, partition.first, partition.size().0)?;
-                disk.put(partition.offset().0, &core)?;
-            }
-            Holds::Esp { serial } => write_esp(job, &disk, partition, *serial)?,
-            Holds::Ext4 { fs, mount } => ext4::write(job, &disk, partition, fs, mount.as_deref())?,
-            Holds::Swap | Holds::Nothing => {}
-        }
+    let file = temporary.as_file();
+    file.set_len(job.layout.size.0).map_err(wrong("can't write"))?;
+    let placed: Vec<Vec<Placed<'_>>> = job.layout.partitions.iter().map(|p| placed(job, p)).collect();
+    let mut pieces = table(job)?;
+    for (partition, nodes) in job.layout.partitions.iter().zip(&placed) {
+        pieces.extend(contents(job, partition, nodes)?);
     }
-    let blocks = block_digest(disk.file).map_err(wrong("can't read"))?;
-    crate::host::fs::set_mode_by_umask(disk.file).map_err(wrong("can't write"))?;
+    crate::host::interrupt::check()?;
+    let blocks = assemble::assemble(file, job.layout.size.0, pieces, job.packs);
+    crate::host::interrupt::check()?;
+    let blocks = blocks.map_err(wrong("can't write"))?.digest();
+    crate::host::fs::set_mode_by_umask(file).map_err(wrong("can't write"))?;
     temporary.persist(out).map_err(|e| wrong("can't write")(e.error))?;
     Ok(RawImage { path: out.to_owned(), size: job.layout.size, blocks })
 }
 
-/// The file while it is being written.
-struct Disk<'a> {
-    path: PathBuf,
-    file: &'a File,
+fn placed<'a>(job: &WriteJob<'a>, partition: &Partition) -> Vec<Placed<'a>> {
+    match &partition.holds {
+        Holds::Ext4 { mount, .. } => ext4::placed(job, mount.as_deref()),
+        _ => Vec::new(),
+    }
 }
 
-impl Disk<'_> {
-    fn put(&self, at: u64, bytes: &[u8]) -> Result<(), FileError> {
-        self.file.write_all_at(bytes, at).map_err(FileError::at("can't write", &self.path))
+/// What lies on a partition.
+fn contents<'a>(
+    job: &WriteJob<'_>,
+    partition: &'a Partition,
+    nodes: &'a [Placed<'a>],
+) -> Result<Vec<Piece<'a>>, ImageError> {
+    match &partition.holds {
+        Holds::GrubCore => {
+            let core = grub::place_core(&job.boot.core_img, partition.first, partition.size().0)?;
+            Ok(vec![Piece::bytes(partition.offset().0, core)])
+        }
+        Holds::Esp { serial } => esp(job, partition, *serial),
+        Holds::Ext4 { fs, .. } => ext4::pieces(job, partition, fs, nodes),
+        Holds::Swap | Holds::Nothing => Ok(Vec::new()),
     }
 }
 
 /// Protective MBR with GRUB's boot code, and both copies of the partition table.
-fn write_table(job: &WriteJob<'_>, disk: &Disk<'_>) -> Result<(), ImageError> {
+fn table(job: &WriteJob<'_>) -> Result<Vec<Piece<'static>>, ImageError> {
     let layout = job.layout;
     let table = layout.table();
     let encoded = table.encode()?;
@@ -163,13 +173,14 @@ fn write_table(job: &WriteJob<'_>, disk: &Disk<'_>) -> Result<(), ImageError> {
         Some(core) => grub::boot_code(&job.boot.boot_img, core.first)?,
         None => [0; mbr::CODE_SIZE],
     };
-    disk.put(0, &mbr::protective(&code, table.sectors))?;
-    disk.put(SECTOR, &encoded.primary)?;
-    disk.put(Lba(table.sectors - BACKUP_SECTORS).offset().0, &encoded.backup)?;
-    Ok(())
+    Ok(vec![
+        Piece::bytes(0, mbr::protective(&code, table.sectors).to_vec()),
+        Piece::bytes(SECTOR, encoded.primary),
+        Piece::bytes(Lba(table.sectors - BACKUP_SECTORS).offset().0, encoded.backup),
+    ])
 }
 
-fn write_esp(job: &WriteJob<'_>, disk: &Disk<'_>, partition: &Partition, id: u32) -> Result<(), ImageError> {
+fn esp(job: &WriteJob<'_>, partition: &Partition, id: u32) -> Result<Vec<Piece<'static>>, ImageError> {
     let hidden_sectors = u32::try_from(partition.first.0).unwrap_or(u32::MAX);
     let volume = Volume {
         size: partition.size(),
@@ -180,6 +191,10 @@ fn write_esp(job: &WriteJob<'_>, disk: &Disk<'_>, partition: &Partition, id: u32
         files: &job.boot.esp,
     };
     let base = partition.offset().0;
-    volume.write(|at, bytes| disk.file.write_all_at(bytes, base + at))?;
-    Ok(())
+    let mut pieces = Vec::new();
+    volume.write(|at, bytes| {
+        pieces.push(Piece::bytes(base + at, bytes.to_vec()));
+        Ok(())
+    })?;
+    Ok(pieces)
 }

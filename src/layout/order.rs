@@ -1,6 +1,6 @@
 //! The order in which a file system is filled: what changes often comes last.
 //!
-//! mke2fs hands out inodes and blocks in the order in which files come. Whatever precedes a change keeps its place on
+//! Inodes and blocks are handed out in the order in which files come. Whatever precedes a change keeps its place on
 //! the disk, so that of two versions of an image only few blocks differ: those are what an incremental upload moves.
 //! Three classes follow each other, and within each the directories come before the files:
 //!
@@ -93,7 +93,7 @@ fn link<'a>(
             let target = relative(target, mount).unwrap_or(target).to_vec();
             (2, Cow::Owned(Node { kind: Kind::HardLink(target), ..node.clone() }))
         }
-        // A link without target is a fault of the tree; mke2fs names it.
+        // A link without target is a fault of the tree, which is named when it is written.
         None => (2, Cow::Owned(Node::new(Kind::HardLink(target.to_vec()), 0, 0))),
     };
     ((class, step, Reverse(0), path), Placed { path: inside, node })

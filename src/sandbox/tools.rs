@@ -1,4 +1,4 @@
-//! Plain extraction of packages whose programs Kiln runs itself: mke2fs, GRUB, QEMU.
+//! Plain extraction of packages whose programs Kiln runs itself: GRUB, QEMU.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
