@@ -13,7 +13,19 @@ const STEPS: [(&str, &[&str]); 6] = [
     ("PACKAGES", &["sandbox", "host/sys.rs", "source/debian/deb.rs", "source/debian/dpkg.rs", "tree.rs"]),
     ("TREE", &["rootfs", "sandbox", "boot", "layout", "format", "tree.rs", "system.rs", "bake"]),
     ("SYSTEM", &["image", "boot", "layout", "format", "tree.rs", "../guest/src"]),
-    ("DISK", &["image", "boot", "layout", "format", "tree.rs", "../guest/src"]),
+    (
+        "DISK",
+        &[
+            "image",
+            "boot",
+            "layout",
+            "format",
+            "tree.rs",
+            "publish/holes.rs",
+            "publish/blocks.rs",
+            "../guest/src",
+        ],
+    ),
     ("TEST", &["vm", "check"]),
     ("EXPORT", &["export.rs", "export", "format"]),
 ];

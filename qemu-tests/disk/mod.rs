@@ -59,7 +59,7 @@ fn boot_files_depend_on_nothing_but_name_and_tools() {
     let fixture = Fixture::get();
     let make = |name| boot_files(&fixture.tools, name, kiln::arch::Arch::Amd64).expect("boot files");
     assert_eq!(make("server"), make("server"));
-    assert_ne!(make("server").efi, make("web").efi);
+    assert_ne!(make("server").esp, make("web").esp);
     assert!(boot_files(&fixture.tools, "server", kiln::arch::Arch::Arm64).is_err());
 }
 

@@ -20,7 +20,7 @@ const OUTPUT: &str = "blocks";
 /// The step. Its version changes with what is called read: the blocks of an old image are only ever looked up, for they
 /// have to say how it was uploaded.
 fn inputs(image: &Digest) -> Inputs {
-    Inputs::new("blocks", 1).with("image", image)
+    Inputs::new("blocks", 2).with("image", image)
 }
 
 /// The blocks of the image with that digest, when they are in the store.

@@ -8,6 +8,8 @@ use crate::units::{Lba, SECTOR};
 
 /// Entries that a table has room for: the least that the specification allows (16 KiB), and what everybody uses.
 pub const ENTRY_COUNT: u32 = 128;
+/// Type of the partition in which GRUB's core image lies, for BIOS.
+pub const BIOS_BOOT: Uuid = Uuid::from_u128(0x21686148_6449_6e6f_744e_656564454649);
 /// Size of an entry in bytes.
 const ENTRY_SIZE: usize = 128;
 /// Size of the header in bytes; the rest of its sector is zero.

@@ -9,6 +9,7 @@ mod blocks;
 mod boot_files;
 mod erofs;
 mod ext4;
+mod holes;
 
 pub use blocks::{block_digest, block_map, block_map_of, sha256};
 pub use boot_files::{BootFiles, boot_files, boot_files_of_store};
@@ -132,9 +133,11 @@ pub fn write(job: &WriteJob<'_>, out: &Path) -> Result<RawImage, ImageError> {
         pieces.extend(contents(job, partition, nodes)?);
     }
     crate::host::interrupt::check()?;
-    let blocks = assemble::assemble(file, job.layout.size.0, pieces, job.packs);
+    let map = assemble::assemble(file, job.layout.size.0, pieces, job.packs);
     crate::host::interrupt::check()?;
-    let blocks = blocks.map_err(wrong("can't write"))?.digest();
+    let map = map.map_err(wrong("can't write"))?;
+    holes::settle(file, &map).map_err(wrong("can't write"))?;
+    let blocks = map.digest();
     crate::host::fs::set_mode_by_umask(file).map_err(wrong("can't write"))?;
     temporary.persist(out).map_err(|e| wrong("can't write")(e.error))?;
     Ok(RawImage { path: out.to_owned(), size: job.layout.size, blocks })

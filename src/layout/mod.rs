@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use crate::arch::Arch;
 use crate::format::ext4::{Ext4, Need};
-use crate::format::gpt::{Entry, Table};
+use crate::format::gpt::{BIOS_BOOT, Entry, Table};
 use crate::system::{Disk, DiskLayout, ExtraFs, ExtraPartition, Firmware};
 use crate::tree::Tree;
 use crate::units::{Bytes, Lba, MIB, SECTOR};
@@ -41,8 +41,6 @@ const FIRST_EXTRA: u32 = 2;
 /// Number of the BIOS boot partition.
 const BIOS_NUMBER: u32 = 14;
 
-/// Partition type of GRUB's core image.
-const TYPE_BIOS_BOOT: Uuid = Uuid::from_u128(0x21686148_6449_6e6f_744e_656564454649);
 /// Partition type of the EFI system partition.
 const TYPE_ESP: Uuid = Uuid::from_u128(0xc12a7328_f81f_11d2_ba4b_00a0c93ec93b);
 /// Partition type of Linux file system data.
@@ -175,7 +173,7 @@ pub fn plan(request: &LayoutRequest<'_>) -> Result<Layout, LayoutError> {
     let mut planner = Planner { ids: Ids::of(request.name), at: Bytes(ALIGNMENT), partitions: Vec::new() };
     check_label(&request.disk.label)?;
     if request.firmware != Firmware::Uefi {
-        planner.add(BIOS_NUMBER, "bios", TYPE_BIOS_BOOT, Bytes(MIB), |_| Holds::GrubCore);
+        planner.add(BIOS_NUMBER, "bios", BIOS_BOOT, Bytes(MIB), |_| Holds::GrubCore);
     }
     // In the store layout GRUB finds the kernel there as well.
     if request.firmware != Firmware::Bios || request.disk.layout == DiskLayout::Store {

@@ -50,7 +50,7 @@ fn row(p: &Partition) -> [String; 8] {
 /// The type's usual name, or the first part of its GUID.
 fn kind(p: &Partition) -> String {
     match (&p.holds, p.type_guid) {
-        (Holds::GrubCore, super::TYPE_BIOS_BOOT) => "BIOS boot".to_owned(),
+        (Holds::GrubCore, crate::format::gpt::BIOS_BOOT) => "BIOS boot".to_owned(),
         (_, super::TYPE_ESP) => "EFI system".to_owned(),
         (_, super::TYPE_LINUX) => "Linux".to_owned(),
         (_, t) if t == super::root_type(crate::arch::Arch::Amd64) => "root x86-64".to_owned(),

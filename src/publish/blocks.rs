@@ -8,7 +8,7 @@ use crate::units::GIB;
 
 /// What stands before the encoded blocks of a disk. The number changes with what [`super::holes`] calls read: a map says
 /// how the image was uploaded, and one that was made otherwise would say it wrongly.
-const MAGIC: &[u8; 16] = b"kiln blocks 1\n\0\0";
+const MAGIC: &[u8; 16] = b"kiln blocks 2\n\0\0";
 
 /// A block of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,11 +9,15 @@ use std::ops::Range;
 
 use crate::format::gpt::{self, Entry};
 use crate::format::{ext4, fat, merged};
-use crate::host::fs::sought;
-use crate::units::{MIB, SECTOR};
+use crate::host::fs::{is_zero, sought};
+use crate::units::SECTOR;
 
-/// The first and the last of a disk: tables, boot code, and where signatures are searched for.
-const EDGE: u64 = MIB;
+/// The first and the last of a disk: tables, boot code, and where signatures are searched for. ZFS' labels, two of 256 KiB
+/// at either end, are those that lie farthest in.
+const EDGE: u64 = 512 << 10;
+/// The first of GRUB's boot partition: its image is all that is read, and finds no room in the memory of a BIOS when it has
+/// more than 480 KiB (GRUB's include/grub/offsets.h).
+const BOOT_HEAD: u64 = 512 << 10;
 /// The first of a swap partition: its header, and where signatures are searched for.
 const SWAP_HEAD: u64 = 64 << 10;
 
@@ -28,11 +32,18 @@ pub fn read_ranges(disk: &mut (impl Read + Seek)) -> io::Result<Vec<Range<u64>>>
     let mut ranges = vec![0..EDGE.min(size), size.saturating_sub(EDGE)..size];
     for entry in entries {
         let (start, end) = (entry.first.offset().0, (entry.last.0 + 1) * SECTOR);
+        if entry.type_guid == gpt::BIOS_BOOT {
+            ranges.push(start..end.min(start + BOOT_HEAD));
+            continue;
+        }
         let mut part = Part { disk, start, size: end - start, position: 0 };
         match file_system(&mut part)? {
             Some(used) => {
                 let inside = |r: Range<u64>| start + r.start..(start + r.end).min(end);
                 ranges.extend(used.into_iter().map(inside));
+            }
+            None if is_empty(&mut part)? => {
+                ranges.extend([start..end.min(start + EDGE), start.max(end.saturating_sub(EDGE))..end]);
             }
             None => ranges.push(start..end),
         }
@@ -50,6 +61,19 @@ fn partitions(disk: &mut (impl Read + Seek), size: u64) -> io::Result<Option<Vec
     disk.read_exact(&mut bytes)?;
     let table = gpt::Table::decode(&bytes).ok().filter(|table| table.sectors * SECTOR <= size);
     Ok(table.map(|table| table.entries))
+}
+
+/// Whether there is nothing in a partition: whoever is to use it looks for signatures at its ends only.
+fn is_empty(part: &mut (impl Read + Seek)) -> io::Result<bool> {
+    let mut bytes = vec![0; 1 << 20];
+    part.seek(SeekFrom::Start(0))?;
+    loop {
+        match part.read(&mut bytes)? {
+            0 => return Ok(true),
+            count if !is_zero(&bytes[..count]) => return Ok(false),
+            _ => {}
+        }
+    }
 }
 
 /// What of a partition is read, if that can be said: a file system that is known, or swap.
@@ -127,14 +151,14 @@ mod tests {
 
     use super::*;
     use crate::format::mbr;
-    use crate::units::{Bytes, Lba};
+    use crate::units::{Bytes, Lba, MIB};
 
     const SECTORS: u64 = 256 << 11;
 
     fn entry(number: u32, first_mib: u64, last_mib: u64) -> Entry {
         Entry {
             number,
-            type_guid: Uuid::from_u128(7),
+            type_guid: if number == 1 { gpt::BIOS_BOOT } else { Uuid::from_u128(7) },
             guid: Uuid::from_u128(u128::from(number)),
             first: Lba(first_mib << 11),
             last: Lba((last_mib << 11) - 1),
@@ -143,12 +167,18 @@ mod tests {
         }
     }
 
-    /// 256 MiB: boot code, an ESP, swap, something unknown, and ext4 whose only file lies in a block of its own.
+    /// 256 MiB: boot code, an ESP, swap, something unknown, ext4, and an empty partition.
     fn disk() -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(SECTORS * SECTOR).unwrap();
-        let entries =
-            vec![entry(1, 1, 2), entry(2, 2, 42), entry(3, 42, 62), entry(4, 62, 70), entry(5, 80, 240)];
+        let entries = vec![
+            entry(1, 1, 2),
+            entry(2, 2, 42),
+            entry(3, 42, 62),
+            entry(4, 62, 70),
+            entry(5, 80, 240),
+            entry(6, 242, 250),
+        ];
         let table = gpt::Table { disk_guid: Uuid::from_u128(9), sectors: SECTORS, entries };
         let encoded = table.encode().unwrap();
         let put = |at: u64, bytes: &[u8]| file.as_file().write_all_at(bytes, at).unwrap();
@@ -166,6 +196,7 @@ mod tests {
             })
             .unwrap();
         put(42 * MIB + 4086, b"SWAPSPACE2");
+        put(66 * MIB, b"something unknown");
         let out = Command::new("mke2fs")
             .env("MKE2FS_CONFIG", "/dev/null")
             .args(["-q", "-F", "-b", "4096", "-J", "size=8", "-O", "none,has_journal,filetype,extent"])
@@ -191,14 +222,17 @@ mod tests {
         let found = ranges(&disk);
         let of = |from, to| covered(&found, from * MIB, to * MIB);
         // The edges, boot code, and what is unknown: all of it.
-        assert_eq!((of(0, 2), of(255, 256), of(62, 70)), (2 * MIB, MIB, 8 * MIB));
+        assert_eq!((of(0, 1), of(1, 2), of(255, 256)), (EDGE, BOOT_HEAD, EDGE));
+        assert_eq!(of(62, 70), 8 * MIB);
         // Between partitions: nothing.
-        assert_eq!((of(70, 80), of(240, 255)), (0, 0));
+        assert_eq!((of(70, 80), of(240, 242), of(250, 255)), (0, 0, 0));
+        // Of an empty one the ends.
+        assert_eq!((of(242, 250), of(243, 249)), (2 * EDGE, 0));
         // The ESP: 3 MiB of a file, and less than one of tables and directories.
         assert!((3 * MIB..4 * MIB).contains(&of(2, 42)), "{}", of(2, 42));
         assert_eq!(of(42, 62), SWAP_HEAD);
-        // ext4: its journal, and inode tables that were written.
-        assert!((8 * MIB..24 * MIB).contains(&of(80, 240)), "{}", of(80, 240));
+        // ext4: its tables, as far as inodes are in use, and nothing of its journal of 8 MiB but the superblock.
+        assert!((MIB..4 * MIB).contains(&of(80, 240)), "{}", of(80, 240));
         // A file system that needs its journal replayed is read as a whole.
         disk.as_file().write_all_at(&[0x46], 80 * MIB + 1024 + 0x60).unwrap();
         assert_eq!(covered(&ranges(&disk), 80 * MIB, 240 * MIB), 160 * MIB);

@@ -25,8 +25,6 @@ const RO_COMPAT: u32 = 0x1 | 0x2 | 0x8 | 0x20 | 0x40 | 0x400;
 const INODE_UNINIT: u16 = 0x1;
 /// No block of the group is in use.
 const BLOCK_UNINIT: u16 = 0x2;
-/// What was never in use of the group's inode table reads as zeroes.
-const INODE_ZEROED: u16 = 0x4;
 
 /// A group's numbers.
 struct Group {
@@ -83,8 +81,10 @@ fn group(
     let inodes = filled.inodes.iter().skip(first_inode as usize).take(geometry.inodes_per_group as usize);
     let used_inodes = inodes.len() as u64;
     let dirs = inodes.flatten().filter(|inode| inode.is_dir()).count() as u64;
-    let mut group =
-        Group { free: count - in_use, used_inodes, dirs, flags: INODE_ZEROED, block_sum: 0, inode_sum: 0 };
+    // No zeroes are promised where no inode was ever in use (INODE_ZEROED): a volume that was made of a snapshot may hold
+    // anything where nothing was written. Linux zeroes it in the background once the file system is mounted, as it does
+    // in the groups that growth adds.
+    let mut group = Group { free: count - in_use, used_inodes, dirs, flags: 0, block_sum: 0, inode_sum: 0 };
     // The last group's bitmap says where the file system ends.
     if in_use == 0 && number + 1 < geometry.groups {
         group.flags |= BLOCK_UNINIT;

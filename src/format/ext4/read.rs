@@ -1,4 +1,5 @@
-//! Which bytes of an ext2, ext3 or ext4 file system something reads: those that its bitmaps call allocated.
+//! Which bytes of an ext2, ext3 or ext4 file system something reads: those that its bitmaps call allocated, but for what
+//! is written before it is ever read (inodes that were never in use, an empty journal, room for growth).
 //!
 //! It is answered for file systems whose every feature is known, which are clean and whose counts agree; of others
 //! nothing is said, and the caller takes all of their bytes for read. Field offsets are those of Linux'
@@ -6,6 +7,8 @@
 
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
+
+mod journal;
 
 use super::has_superblock;
 use crate::format::merged;
@@ -23,6 +26,7 @@ const COMPAT: u32 = 0x4 | 0x8 | 0x10 | 0x20 | 0x400 | 0x800 | 0x1000 | 0x1;
 /// among them: a journal that is to be replayed, for then the bitmaps aren't what they will be.
 const INCOMPAT: u32 =
     0x2 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x8000 | 0x1_0000 | 0x2_0000;
+const COMPAT_JOURNAL: u32 = 0x4;
 const INCOMPAT_64BIT: u32 = 0x80;
 /// sparse_super, large_file, huge_file, uninit_bg, dir_nlink, extra_isize, quota, metadata_csum, read-only, project,
 /// verity. Not among them: bigalloc, whose bitmaps count clusters.
@@ -61,8 +65,13 @@ struct Super {
     table: u64,
     inode: u64,
     descriptor: u64,
-    /// Blocks of all descriptors, those kept for growth included.
+    /// Blocks of all descriptors.
     descriptors: u64,
+    /// Blocks behind them that are kept for more of them.
+    reserved: u64,
+    inodes_per_group: u64,
+    /// Number of the journal's inode; zero without one.
+    journal: u64,
     sparse: bool,
     flags: bool,
 }
@@ -80,8 +89,10 @@ struct Group {
 /// The ranges of bytes that something reads in the file system on `disk`, of which it may have `size` bytes; in order,
 /// none empty, none touching the next.
 ///
-/// Inode tables count as read but for the part where no inode was ever in use, if the file system doesn't promise that
-/// there are zeroes.
+/// Three things that are allocated count as unread: of inode tables the part where no inode was ever in use, if the file
+/// system doesn't promise that there are zeroes; the body of an empty journal ([`journal`]); and the room for more
+/// descriptors behind copies of the superblock, of which Linux and e2fsprogs read the first one only and write the others
+/// as a whole.
 ///
 /// # Errors
 /// [`ReadError`] when that can't be said.
@@ -89,12 +100,11 @@ pub fn in_use(disk: &mut (impl Read + Seek), size: u64) -> Result<Vec<Range<u64>
     let sb = superblock(disk, size)?;
     let groups = descriptors(disk, &sb)?;
     let mut used = Vec::new();
-    let mut never = Vec::new();
+    let mut never = journal::body(disk, &sb, &groups)?;
     for (number, group) in (0..).zip(&groups) {
         group_in_use(disk, &sb, number, group, &mut used)?;
-        if let Some(range) = never_in_use(&sb, group) {
-            never.push(range);
-        }
+        never.extend(never_in_use(&sb, group));
+        never.extend(kept_for_growth(&sb, number));
     }
     let mut used = without(merged(used), &merged(never));
     for range in &mut used {
@@ -170,7 +180,10 @@ fn superblock(disk: &mut (impl Read + Seek), size: u64) -> Result<Super, ReadErr
         table: (inodes_per_group * inode).div_ceil(block),
         inode,
         descriptor,
-        descriptors: (groups * descriptor).div_ceil(block) + u64::from(u16_at(&b, 0xce)),
+        descriptors: (groups * descriptor).div_ceil(block),
+        reserved: u64::from(u16_at(&b, 0xce)),
+        inodes_per_group,
+        journal: if compat & COMPAT_JOURNAL == 0 { 0 } else { u64::from(u32_at(&b, 0xe0)) },
         sparse: ro & SPARSE_SUPER != 0,
         flags: ro & GROUP_FLAGS != 0,
     })
@@ -215,7 +228,7 @@ fn group_in_use(
     let start = sb.first + number * sb.per_group;
     let count = sb.per_group.min(sb.blocks - start);
     if !sb.sparse || has_superblock(number) {
-        used.push(start..start + (1 + sb.descriptors).min(count));
+        used.push(start..start + (1 + sb.descriptors + sb.reserved).min(count));
     }
     if group.flags & BLOCK_UNINIT != 0 {
         return Ok(());
@@ -246,6 +259,16 @@ fn never_in_use(sb: &Super, group: &Group) -> Option<Range<u64>> {
     let unused = group.unused_inodes * sb.inode / sb.block;
     let start = (group.table + sb.table).checked_sub(unused).filter(|&start| start >= group.table)?;
     Some(start..group.table + sb.table)
+}
+
+/// The blocks that a group with a copy of the superblock keeps for more descriptors. The first group's hold the addresses
+/// of all others and are read.
+fn kept_for_growth(sb: &Super, number: u64) -> Option<Range<u64>> {
+    let has_copy = number > 0 && (!sb.sparse || has_superblock(number));
+    let start = sb.first + number * sb.per_group;
+    let end = (start + 1 + sb.descriptors + sb.reserved).min(start + sb.per_group).min(sb.blocks);
+    let range = start + 1 + sb.descriptors..end;
+    (has_copy && range.start < range.end).then_some(range)
 }
 
 /// What of `from` doesn't lie in `holes`; both are in order.
@@ -306,8 +329,9 @@ mod tests {
         ranges.inspect(|range| assert!(range.end <= blocks)).collect()
     }
 
-    /// What dumpe2fs calls allocated must be in use here, but for inode tables that were never used; and what it calls
-    /// free must not, but for the first bytes.
+    /// What dumpe2fs calls allocated must be in use here, but for inode tables that were never used (when they are `lazy`),
+    /// the body of a journal that is mapped by extents, and room for growth; and what it calls free must not, but for the
+    /// first bytes.
     fn compare(args: &[&str], mib: u64, block: u64, lazy: bool) {
         let file = made(args, mib);
         let used = in_use(&mut File::open(file.path()).unwrap(), mib << 20).unwrap();
@@ -317,24 +341,38 @@ mod tests {
         let in_blocks = used.iter().map(|r| r.start / block..r.end.div_ceil(block)).collect();
         let in_blocks = merged(in_blocks);
         let missed = without(allocated.clone(), &in_blocks);
-        let tables: Vec<Range<u64>> = tables(file.path());
-        assert!(lazy || missed.is_empty(), "{args:?}: {missed:?}");
-        assert_eq!(without(missed.clone(), &tables), [], "{args:?}");
-        assert!(!lazy || !missed.is_empty(), "{args:?}: no table was left out");
+        let tables = listed(file.path(), "Inode table at ", 0);
+        let growth = listed(file.path(), "Reserved GDT blocks at ", 1);
+        let journal = journal(file.path());
+        let others = without(missed.clone(), &tables);
+        assert_eq!(others, without(merged([journal, growth].concat()), &merged(tables)), "{args:?}");
+        assert_eq!(lazy, missed != others, "{args:?}: tables");
         let head = HEAD / block;
         let wrong = without(in_blocks, &merged(allocated));
         assert!(wrong.iter().all(|r| r.end <= head), "{args:?}: {wrong:?}");
     }
 
-    /// Where inode tables lie.
-    fn tables(file: &Path) -> Vec<Range<u64>> {
+    /// Ranges that dumpe2fs names so in each group, but for the first `skipped` of them.
+    fn listed(file: &Path, what: &str, skipped: usize) -> Vec<Range<u64>> {
         let text = run("dumpe2fs", &[], file);
-        let places = text.lines().filter_map(|l| l.trim().strip_prefix("Inode table at "));
-        let places = places.map(|place| {
+        let places = text.lines().filter_map(|l| l.trim().strip_prefix(what));
+        let places = places.skip(skipped).map(|place| {
             let (first, last) = place.split_whitespace().next().unwrap().split_once('-').unwrap();
             first.parse().unwrap()..last.parse::<u64>().unwrap() + 1
         });
         merged(places.collect())
+    }
+
+    /// What debugfs calls the journal's extents, without its superblock.
+    fn journal(file: &Path) -> Vec<Range<u64>> {
+        let text = run("debugfs", &["-R", "dump_extents <8>"], file);
+        let mut pieces: Vec<Range<u64>> = Vec::new();
+        for line in text.lines().filter(|line| line.trim_start().starts_with("0/")) {
+            let numbers: Vec<u64> = line.split(|c: char| !c.is_ascii_digit()).flat_map(str::parse).collect();
+            let [_, _, _, _, logical, _, start, end, ..] = numbers[..] else { panic!("{line}") };
+            pieces.push(start + u64::from(logical == 0)..end + 1);
+        }
+        pieces
     }
 
     #[test]

@@ -191,7 +191,7 @@ fn it_is_the_file_system_that_mke2fs_makes() {
         run("e2fsck", &["-fn"], ours.path());
         let theirs = tempfile::NamedTempFile::new().unwrap();
         theirs.as_file().set_len(size.0).unwrap();
-        let extended = format!("hash_seed={},nodiscard,lazy_itable_init=0,root_owner=0:0", fs.hash_seed);
+        let extended = format!("hash_seed={},nodiscard,lazy_itable_init=1,root_owner=0:0", fs.hash_seed);
         let mut mke2fs = Command::new("mke2fs");
         mke2fs.args(["-q", "-F", "-T", "default", "-m", "0", "-e", "remount-ro", "-b", "4096", "-I", "256"]);
         mke2fs.args(["-N", &inodes.to_string(), "-O", features, "-U", &fs.uuid.to_string(), "-L", "root"]);
