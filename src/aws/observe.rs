@@ -241,6 +241,7 @@ pub(super) fn read_image(image: &ec2::Image) -> Image {
     Image {
         id: image.image_id.clone().unwrap_or_default(),
         name: image.name.clone().unwrap_or_default(),
+        architecture: image.architecture.as_ref().map(|a| a.as_str().to_owned()).unwrap_or_default(),
         state: image.state.as_ref().map(|state| state.as_str().to_owned()).unwrap_or_default(),
         created: image.creation_date().and_then(image::read_time).unwrap_or_default(),
         tags: ask::read_tags(image.tags()),

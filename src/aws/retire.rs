@@ -14,7 +14,7 @@ use super::retry::{self, Policy};
 use super::{image, observe};
 use crate::date::Timestamp;
 use crate::digest::Digest;
-use crate::publish::observed::SnapshotState;
+use crate::publish::observed::{self, SnapshotState};
 use crate::publish::tags;
 
 /// How many values one filter takes.
@@ -206,11 +206,10 @@ pub async fn orphans(
         observe::snapshots(region, ask::filter("tag-key", [tags::PUBLICATION])),
         imports(region, keep),
     )?;
-    let used: BTreeSet<String> =
-        images.iter().filter(|image| !image::is_dead(image)).flat_map(image::snapshots).collect();
+    let kept = |publication: Option<Digest>| publication.is_some_and(|id| keep.contains(&id));
+    let (dead, used) = dead_and_used(&images, |image| image.created < before && !kept(image.publication()));
     let snapshots = snapshots.iter().map(observe::read_snapshot).filter(|snapshot| {
-        let kept = snapshot.publication().is_some_and(|publication| keep.contains(&publication));
-        snapshot.started < before && !used.contains(&snapshot.id) && !kept
+        snapshot.started < before && !used.contains(&snapshot.id) && !kept(snapshot.publication())
     });
     let snapshots = snapshots.map(|snapshot| Orphan::Snapshot {
         id: snapshot.id,
@@ -221,12 +220,30 @@ pub async fn orphans(
         },
         started: snapshot.started,
     });
-    let dead = images.iter().filter(|image| image::is_dead(image)).map(observe::read_image);
-    let dead =
-        dead.filter(|image| image.tags.contains_key(tags::PUBLICATION) && image.state != "deregistered");
-    let dead = dead.map(|image| Orphan::Image { id: image.id, name: image.name });
+    let dead = dead.into_iter().map(|image| Orphan::Image { id: image.id, name: image.name });
     // Images go first: EC2 deletes no snapshot that one refers to.
     Ok(dead.chain(imports).chain(snapshots).collect())
+}
+
+/// Kiln's images that have failed and that are `old` enough to go, and the snapshots that all others refer to.
+fn dead_and_used(
+    images: &[ec2::Image],
+    old: impl Fn(&observed::Image) -> bool,
+) -> (Vec<observed::Image>, BTreeSet<String>) {
+    let (mut dead, mut used) = (Vec::new(), BTreeSet::new());
+    for listed in images {
+        let image = observe::read_image(listed);
+        if !image::is_dead(listed) || !image.tags.contains_key(tags::PUBLICATION) {
+            used.extend(image.snapshots);
+        } else if image.state == "deregistered" {
+            // It refers to nothing any more.
+        } else if old(&image) {
+            dead.push(image);
+        } else {
+            used.extend(image.snapshots);
+        }
+    }
+    (dead, used)
 }
 
 /// Uploads to a bucket, of objects whose keys begin with `prefix`, that were begun before `before` and never finished.
@@ -336,6 +353,29 @@ mod tests {
         assert_eq!(outcome(error(Kind::NotFound)), Ok(Outcome::Gone));
         assert_eq!(outcome(error(Kind::Conflict)), Ok(Outcome::Stays("in use by ami-1".to_owned())));
         assert!(outcome(error(Kind::Denied)).is_err());
+    }
+
+    #[test]
+    fn only_old_images_that_failed_go() {
+        let made = |id: &str, state: &str, created: &str, own: bool| {
+            let device = ec2::EbsBlockDevice::builder().snapshot_id(id.replace("ami", "snap")).build();
+            let mapping = ec2::BlockDeviceMapping::builder().device_name("/dev/xvda").ebs(device).build();
+            let tag = ec2::Tag::builder().key(tags::PUBLICATION).value("x").build();
+            let image = ec2::Image::builder().image_id(id).state(state.into()).creation_date(created);
+            let image = image.root_device_name("/dev/xvda").block_device_mappings(mapping);
+            if own { image.tags(tag).build() } else { image.build() }
+        };
+        let images = [
+            made("ami-1", "failed", "2026-09-10T00:00:00.000Z", true),
+            made("ami-2", "failed", "2026-09-12T00:00:00.000Z", true),
+            made("ami-3", "pending", "2026-09-10T00:00:00.000Z", true),
+            made("ami-4", "failed", "2026-09-10T00:00:00.000Z", false),
+            made("ami-5", "deregistered", "2026-09-10T00:00:00.000Z", true),
+        ];
+        let before: Timestamp = "2026-09-11T00:00:00Z".parse().unwrap();
+        let (dead, used) = dead_and_used(&images, |image| image.created < before);
+        assert_eq!(dead.iter().map(|image| image.id.as_str()).collect::<Vec<_>>(), ["ami-1"]);
+        assert_eq!(used.into_iter().collect::<Vec<_>>(), ["snap-2", "snap-3", "snap-4"]);
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub use generation::Generation;
 pub use locking::{LockUpdate, Locked, Update};
 pub use output::{Format, Manifest, Outputs};
 pub use profile::Profile;
-pub use publish::{Carried, Publishable, RECORD, Ready, passed, whole_test};
+pub use publish::{Carried, Publishable, RECORD, Ready, passed, recorded, whole_test};
 pub use steps::{BakedDisk, BakedTree};
 pub use test::{IMAGE_LOGIN, Subject, TestRequest, Tested, accepted, boots_under, digest_of, is_disk};
 pub use watch::{Advance, Unwatched, Watch};

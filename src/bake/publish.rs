@@ -171,6 +171,14 @@ pub struct Carried<'a> {
     pub started: Timestamp,
     /// When it ended.
     pub finished: Timestamp,
+    /// The record of the publication before, if there is one.
+    pub before: Option<Value>,
+}
+
+/// The record in a folder, if there is one.
+#[must_use]
+pub fn recorded(folder: &Path) -> Option<Value> {
+    serde_json::from_slice(&std::fs::read(folder.join(RECORD)).ok()?).ok()
 }
 
 impl Carried<'_> {
@@ -207,7 +215,7 @@ impl Carried<'_> {
             "account": self.regions.get(name).map(|region| region.account.clone()),
         });
         let more = match self.outcome.get(name) {
-            Some(Ok(delivered)) => published(target, delivered),
+            Some(Ok(delivered)) => published(target, delivered, self.released(name, delivered)),
             Some(Err(error)) => json!({ "status": "failed", "error": error.to_string() }),
             None => json!({ "status": "skipped" }),
         };
@@ -215,6 +223,17 @@ impl Carried<'_> {
             told.extend(more);
         }
         told
+    }
+
+    /// When a region's image was released. One that was found as it is to be keeps the time that the record before has.
+    fn released(&self, name: &str, delivered: &Delivered) -> Option<String> {
+        let now = delivered.released.map(|time| time.to_string());
+        if delivered.way != "there" || !delivered.changes.is_empty() {
+            return now;
+        }
+        let before = self.before.as_ref().map(|record| &record["regions"][name]);
+        let same = before.filter(|region| region["image"] == json!(delivered.ami.id));
+        same.and_then(|region| region["released"].as_str()).map(str::to_owned).or(now)
     }
 
     /// Writes the record into a folder.
@@ -234,12 +253,13 @@ struct Permissions<'a> {
     snapshot: &'a crate::publish::target::SnapshotPermissions,
 }
 
-fn published(target: &Target, delivered: &Delivered) -> Value {
+fn published(target: &Target, delivered: &Delivered, released: Option<String>) -> Value {
     json!({
         "status": "published",
         "image": delivered.ami.id,
         "snapshot": delivered.ami.snapshots.first(),
         "created": delivered.ami.created.to_string(),
+        "released": released,
         "boot_mode": target.boot_mode,
         "encryption": target.encryption,
         "tags": target.image_tags,

@@ -18,7 +18,7 @@ use crate::aws::error::AwsError;
 use crate::aws::preflight::{self, Finding, Question, State};
 use crate::aws::together::all;
 use crate::aws::{observe, snapshot};
-use crate::bake::{Carried, Locked, Publishable, RECORD, Ready, Session, known_blocks};
+use crate::bake::{Carried, Locked, Publishable, RECORD, Ready, Session, known_blocks, recorded};
 use crate::date::Timestamp;
 use crate::publish::Publication;
 use crate::publish::observed::Observed;
@@ -73,6 +73,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
                 outcome: &done.outcome,
                 started,
                 finished: Timestamp::now(),
+                before: recorded(&folder),
             };
             std::fs::create_dir_all(&folder)
                 .map_err(crate::host::fs::FileError::at("can't make the folder", &folder))?;

@@ -52,6 +52,8 @@ pub struct Image {
     pub id: String,
     /// Its name.
     pub name: String,
+    /// EC2's word for its processors: `x86_64`, `arm64`.
+    pub architecture: String,
     /// EC2's word for its state: `available`, `pending`, `failed`, `disabled`, ….
     pub state: String,
     /// When it was made.
@@ -186,6 +188,12 @@ impl Image {
     #[must_use]
     pub fn digest(&self) -> Option<Digest> {
         self.tags.get(tags::IMAGE)?.parse().ok()
+    }
+
+    /// The publication that made it.
+    #[must_use]
+    pub fn publication(&self) -> Option<Digest> {
+        self.tags.get(tags::PUBLICATION)?.parse().ok()
     }
 
     /// Whether the system's tag says that it is one of `system`'s.

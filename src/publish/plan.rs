@@ -339,7 +339,14 @@ fn retires(
     if current.is_none() {
         // The image that is to be made takes a place.
         let tags = BTreeMap::from([(tags::SYSTEM.to_owned(), publication.system.clone())]);
-        images.push(Image { state: "available".to_owned(), created: now, tags, ..Image::default() });
+        let architecture = compare::architecture(target.arch).to_owned();
+        images.push(Image {
+            architecture,
+            state: "available".to_owned(),
+            created: now,
+            tags,
+            ..Image::default()
+        });
     }
     let current: BTreeSet<String> = current.map(|image| image.id.clone()).into_iter().collect();
     let gone = retention::retired(&images, &publication.system, &target.retention, &current, &named, now);

@@ -1,16 +1,17 @@
 //! Which earlier images of a system go.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::observed::Image;
 use super::target::Retention;
 use crate::date::{DAY, Timestamp};
 
-/// The images of `system` that `retention` doesn't keep, the oldest first.
+/// The images of `system` that `retention` doesn't keep, the oldest first. Each architecture is counted by itself: a new
+/// image for one is none for the other.
 ///
 /// Images of other systems, those without Kiln's tags, and those that aren't finished are none of its business. Whatever it
-/// says, these stay: the newest image, `current` ones (published just now), and `named` ones (that an SSM parameter names).
+/// says, these stay: the newest image of an architecture, `current` ones (published just now), and `named` ones (that an SSM parameter names).
 #[must_use]
 pub fn retired<'a>(
     images: &'a [Image],
@@ -33,7 +34,17 @@ pub fn retired<'a>(
         image.created.plus(i64::from(days) * DAY) > now
     };
     let kept = |image: &Image| young(image) || current.contains(&image.id) || named.contains(&image.id);
-    own.into_iter().skip(newest).filter(|image| !kept(image)).rev().collect()
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut gone: Vec<&Image> = Vec::new();
+    for image in own {
+        let count = counts.entry(&image.architecture).or_default();
+        *count += 1;
+        if *count > newest && !kept(image) {
+            gone.push(image);
+        }
+    }
+    gone.reverse();
+    gone
 }
 
 #[cfg(test)]
@@ -88,6 +99,20 @@ mod tests {
         ];
         assert_eq!(gone(&images, Some(1), None, &[]), ["ami-0005"]);
         assert!(gone(&images, Some(2), None, &[]).is_empty());
+    }
+
+    #[test]
+    fn each_architecture_is_counted_by_itself() {
+        let for_arm = |id, age| Image { architecture: "arm64".into(), ..image(id, age, "web", "available") };
+        let images = [
+            image(1, 1, "web", "available"),
+            image(2, 2, "web", "available"),
+            for_arm(3, 3),
+            image(4, 4, "web", "available"),
+            for_arm(5, 5),
+        ];
+        assert_eq!(gone(&images, Some(2), None, &[]), ["ami-0004"]);
+        assert_eq!(gone(&images, None, Some(1), &[]), ["ami-0005", "ami-0004", "ami-0002"]);
     }
 
     proptest! {

@@ -25,6 +25,28 @@ fn killed_after_any_call_whose_answer_is_lost_it_comes_to_the_same_end() {
     Matrix::new().killed_at_each_call(true);
 }
 
+/// In the middle of what others see: some regions are released, some are not, one parameter is stored, another is not.
+#[test]
+fn stopped_while_it_releases_it_comes_to_the_same_end() {
+    let matrix = Matrix::new();
+    let steps = [
+        ("ModifyImageAttribute", 2),
+        ("ModifySnapshotAttribute", 1),
+        ("EnableImageDeprecation", 3),
+        ("EnableImageDeregistrationProtection", 2),
+        ("PutParameter", 1),
+        ("PutParameter", 3),
+        ("GetParameters", 7),
+    ];
+    for (number, (operation, from)) in steps.into_iter().enumerate() {
+        // Both signals at each step; whether the call has taken effect takes turns.
+        for (signal, after) in [("INT", number % 2 == 0), ("KILL", number % 2 == 1)] {
+            let name = format!("stop-{number}-{signal}-{after}").to_lowercase();
+            matrix.stopped(&name, operation, from, signal, after);
+        }
+    }
+}
+
 /// What each publication comes to that is not killed.
 struct Matrix {
     case: Case,
@@ -32,6 +54,8 @@ struct Matrix {
     end: BTreeMap<&'static str, Value>,
     /// How often each operation that changes something is called.
     calls: BTreeMap<String, usize>,
+    /// How often each is called by preflight, which only asks whether it may.
+    dry: BTreeMap<String, usize>,
     all: usize,
 }
 
@@ -47,8 +71,12 @@ impl Matrix {
         for entry in log[from..].iter().filter(|entry| changes(entry)) {
             *calls.entry(entry["operation"].as_str().unwrap().to_owned()).or_default() += 1;
         }
+        let mut dry = BTreeMap::new();
+        for entry in log[from..].iter().filter(|entry| entry["parameters"]["DryRun"] == json!(true)) {
+            *dry.entry(entry["operation"].as_str().unwrap().to_owned()).or_default() += 1;
+        }
         let all = log.len() - from;
-        let mut matrix = Matrix { case, end: BTreeMap::new(), calls, all };
+        let mut matrix = Matrix { case, end: BTreeMap::new(), calls, dry, all };
         matrix.end = matrix.shapes("run-none");
         matrix.forget("run-none");
         matrix
@@ -85,6 +113,35 @@ impl Matrix {
         local.clear();
         self.case.publish(&[CHANGED, &name_set]).good();
         assert_eq!(self.shapes(name), self.end, "{name}: {rule}");
+        self.case.has_no_orphans();
+        self.forget(name);
+    }
+
+    /// Stopped by a signal while it waits for the answer to a call, and run again.
+    fn stopped(&self, name: &str, operation: &str, from: usize, signal: &str, after: bool) {
+        let local = &self.case.local;
+        let name_set = format!("publish.aws.name={name:?}");
+        let from = self.dry.get(operation).copied().unwrap_or(0) + from;
+        local.faults(
+            &json!({ "operation": operation, "from": from, "times": 1, "hang": 600, "after": after }),
+        );
+        let running = Running::start(&mut self.case.publishing(&[CHANGED, &name_set]));
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while local.get("faults")[0]["met"].as_u64() < Some(1) {
+            assert!(std::time::Instant::now() < until, "{name}: {operation} was never called");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        running.signal(signal);
+        let (status, said) = running.ends();
+        if signal == "INT" {
+            assert_eq!(status, Some(130), "{name}: {said}");
+            assert!(said.contains("not published yet: "), "{name}: {said}");
+        }
+        local.clear();
+        self.case.publish(&[CHANGED, &name_set]).good();
+        assert_eq!(self.shapes(name), self.end, "{name}");
+        let regions = self.case.record()["regions"].clone();
+        assert!(REGIONS.iter().all(|region| regions[region]["released"].is_string()), "{regions}");
         self.case.has_no_orphans();
         self.forget(name);
     }

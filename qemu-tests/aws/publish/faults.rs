@@ -98,6 +98,7 @@ fn what_is_final_is_told_and_releases_nothing() {
         (&record["complete"], &record["regions"]["us-east-1"]["status"]),
         (&json!(false), &json!("failed"))
     );
+    assert!(record["regions"]["eu-west-1"]["released"].is_string(), "{record}");
     assert_eq!(named(&case, "down").len(), 2);
     case.local.settings(&json!({ "regions_down": [] }));
     home(&case, &[CHANGED, name]).good();
@@ -115,6 +116,7 @@ fn what_is_final_is_told_and_releases_nothing() {
         assert_eq!(image["launch"], json!([]), "{image}");
     }
     assert_eq!(case.things(REGIONS[0], "parameters"), after);
+    assert_eq!(case.record()["regions"]["eu-west-1"]["released"], Value::Null);
     met(&case, "denied", &json!([]), &[share]).good();
     assert_eq!(named(&case, "denied").len(), 3);
 
@@ -166,7 +168,7 @@ fn ctrl_c_stops_soon_and_the_same_command_goes_on() {
     let plan: Value = serde_json::from_str(plan.out().trim()).expect("JSON");
     let region = plan.pointer("/plan/regions/eu-central-1");
     let left = region.unwrap_or_else(|| panic!("{plan}"))["cost"]["blocks"].as_u64().unwrap();
-    assert!(left > 0 && left <= 920 - 150, "{left} blocks are left");
+    assert!(left > 0 && left < 600, "{left} blocks are left");
     case.publish(&[]).good();
     let sent = case.record()["regions"]["eu-central-1"]["bytes_sent"].as_u64().unwrap();
     assert_eq!(sent, left * (512 << 10), "only blocks that were not there went up");

@@ -78,11 +78,19 @@ fn an_image_lives_in_three_regions() {
     reads_back(&case, &case.image);
     case.has_no_orphans();
 
+    let released = REGIONS.map(|region| (region, case.record()["regions"][region]["released"].clone()));
+    let released = std::collections::BTreeMap::from(released);
     let from = wire::log(&case.local).len();
     let again = case.publish(&[]).good();
     assert_eq!(case.changes(from), Vec::<String>::new());
     assert!(again.took < Duration::from_secs(2) || busy(), "{:?}", again.took);
     println!("a second run: {:?}", again.took);
+
+    let record = case.record();
+    for region in REGIONS {
+        let (then, now) = (&released[region], &record["regions"][region]["released"]);
+        assert_eq!((then, now.is_string()), (now, true), "{region}: it was released in the first run");
+    }
 
     let first = REGIONS.map(|region| case.published(region));
     let image = changed(&case);
@@ -128,6 +136,8 @@ fn record_tells_all(case: &Case) {
         assert_eq!((whole, &told["way"]), (record["size"].as_u64().unwrap(), &json!("upload")));
         assert_eq!((&told["status"], &told["account"]), (&json!("published"), &json!("123456789012")));
         assert!(told["seconds"].as_f64().unwrap() > 0.0 && told["created"].as_str().unwrap().ends_with('Z'));
+        let (created, released) = (told["created"].as_str().unwrap(), told["released"].as_str().unwrap());
+        assert!(created <= released && released <= record["finished"].as_str().unwrap(), "{told}");
         assert_eq!(told["parameters"], json!(["/kiln/server/amd64/latest"]));
         let parameter = &case.things(region, "parameters")[0];
         assert_eq!(parameter["versions"][0]["Value"], image["id"]);

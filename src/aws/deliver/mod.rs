@@ -24,6 +24,7 @@ use super::error::{AwsError, Kind};
 use super::image::{Ami, ImageError};
 use super::release::{self, Change, ReleaseError};
 use super::snapshot::{self, Progress, SnapshotError};
+use crate::date::Timestamp;
 use crate::digest::Digest;
 use crate::host::fs::FileError;
 use crate::publish::blocks::DiskBlocks;
@@ -102,6 +103,8 @@ pub struct Delivered {
     pub seconds: f64,
     /// What was changed in phase two.
     pub changes: Vec<Change>,
+    /// When phase two had ended for it; absent while it hasn't.
+    pub released: Option<Timestamp>,
 }
 
 /// Why a region hasn't got the image.
@@ -165,6 +168,10 @@ pub async fn deliver(delivery: &Delivery<'_>) -> Outcome {
             release::parameters(region, target, id, STORED, tell).await
         })
         .await;
+        let now = Timestamp::now();
+        for delivered in outcome.values_mut().flatten() {
+            delivered.released = Some(now);
+        }
     }
     outcome
 }

@@ -94,7 +94,8 @@ impl Ship<'_> {
             self.sweep(&ami.snapshots).await?;
         }
         let skipped = self.delivery.blocks.size.saturating_sub(cost.sent);
-        Ok(Delivered { ami, way: cost.way, sent: cost.sent, skipped, seconds: 0.0, changes: Vec::new() })
+        let (way, sent) = (cost.way, cost.sent);
+        Ok(Delivered { ami, way, sent, skipped, seconds: 0.0, changes: Vec::new(), released: None })
     }
 
     fn note(&self) -> impl Fn(Note) + Send + Sync {
@@ -252,9 +253,10 @@ impl Ship<'_> {
             Some(key) => Some(key_arn(key, self.region).await?),
             None => None,
         };
+        let (id, all) = (self.target.id.to_string(), sending.id().to_string());
         for generation in 0..GENERATIONS {
-            let id = self.target.id.to_string();
-            let token = client_token(&[&id, "snapshot", parent, &generation.to_string()]);
+            // What is sent is part of it: a snapshot that was begun for other blocks is another one.
+            let token = client_token(&[&id, "snapshot", parent, &all, &generation.to_string()]);
             let start = Start {
                 volume_size: sending.volume_size,
                 parent: sending.parent.as_deref(),

@@ -122,7 +122,7 @@ fn root_snapshot<'a>(image: &Image, region: &'a Region) -> Option<&'a Snapshot> 
 }
 
 /// EC2's word for an architecture.
-fn architecture(arch: Arch) -> &'static str {
+pub(super) fn architecture(arch: Arch) -> &'static str {
     match arch {
         Arch::Amd64 => "x86_64",
         Arch::Arm64 => "arm64",

@@ -34,6 +34,7 @@ fn planned(publication: &Publication, observed: &Observed) -> Plan {
 fn published(publication: &Publication, name: &str) -> Region {
     let target = &publication.targets[name];
     let image = Image {
+        architecture: "x86_64".into(),
         id: format!("ami-{name}"),
         name: target.name.clone(),
         state: "available".into(),
@@ -274,6 +275,7 @@ fn earlier(id: &str, of: &[u8], age: i64) -> (Image, Snapshot) {
             .map(|(key, value)| (key.to_owned(), value))
             .into();
     let image = Image {
+        architecture: "x86_64".into(),
         id: format!("ami-{id}"),
         name: format!("web-{id}"),
         state: "available".into(),
