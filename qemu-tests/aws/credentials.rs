@@ -24,7 +24,7 @@ pub struct Desk {
 
 impl Desk {
     /// With `~/.aws/config`; `~/.aws/credentials` has the profile `base`.
-    fn new(config: &str) -> Desk {
+    pub fn new(config: &str) -> Desk {
         let desk = Desk { local: Local::start(), home: tempfile::tempdir().unwrap() };
         desk.write(".aws/config", config);
         desk.write(".aws/credentials", KEYS);
@@ -46,7 +46,7 @@ impl Desk {
         desk
     }
 
-    fn write(&self, path: &str, text: &str) {
+    pub fn write(&self, path: &str, text: &str) {
         let path = self.home.path().join(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, text).unwrap();
@@ -71,7 +71,7 @@ impl Desk {
     }
 
     /// Who Kiln is, without a terminal.
-    fn kiln(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Answer {
+    pub fn kiln(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Answer {
         let mut command = self.at_home("setsid");
         command.args(["--wait", KILN, "internal", "aws-identity"]).args(arguments);
         Answer(command.envs(variables.iter().copied()).output().unwrap())
@@ -114,7 +114,7 @@ print(session.create_client('sts', 'eu-central-1').get_caller_identity()['Arn'])
 ";
 
 /// What a program said.
-struct Answer(Output);
+pub struct Answer(Output);
 
 impl Answer {
     fn text(&self) -> String {
@@ -123,7 +123,7 @@ impl Answer {
 
     /// The ARN that it worked as.
     #[track_caller]
-    fn arn(&self) -> String {
+    pub fn arn(&self) -> String {
         let text = String::from_utf8_lossy(&self.0.stdout).into_owned();
         assert!(self.0.status.success(), "{}", self.text());
         let value: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
@@ -138,7 +138,7 @@ impl Answer {
 
     /// What went wrong.
     #[track_caller]
-    fn error(&self) -> String {
+    pub fn error(&self) -> String {
         assert!(!self.0.status.success(), "{}", self.text());
         String::from_utf8_lossy(&self.0.stderr).into_owned()
     }
@@ -458,7 +458,7 @@ fn a_sign_in_of_identity_center_is_used_and_prolonged() {
     assert!(desk.kiln(&["--profile", "s"], &[]).arn().contains("AWSReservedSSO_Baker_"));
 }
 
-fn sha1(text: &str) -> String {
+pub fn sha1(text: &str) -> String {
     let output = Command::new("sh").args(["-c", "printf %s \"$1\" | sha1sum", "sh", text]).output().unwrap();
     String::from_utf8(output.stdout).unwrap()[..40].to_owned()
 }

@@ -7,5 +7,6 @@ mod images;
 pub mod local;
 mod publish;
 mod real;
+mod transport;
 mod upload;
 pub mod wire;

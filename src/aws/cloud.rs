@@ -16,6 +16,7 @@ use super::credentials::{Environment, Files, Session, Way};
 use super::endpoint::Endpoints;
 use super::error::{AwsError, Call, Kind};
 use super::retry::{self, Policy};
+use super::trust::Trust;
 use super::{credentials, http};
 use crate::publish::target::{Role, Target};
 
@@ -53,6 +54,7 @@ pub struct Cloud {
     profile: String,
     home: String,
     endpoints: Endpoints,
+    trust: Trust,
     http: SharedHttpClient,
     /// Sessions of regions' roles and who one is in them, by role.
     known: Mutex<HashMap<Option<RoleKey>, (Session, Identity)>>,
@@ -81,7 +83,8 @@ impl Cloud {
         let endpoints = Endpoints::new(options.endpoint, &environment, &files, &profile);
         let home = region_of(&environment, &files, &profile).or(options.region);
         let home = home.unwrap_or_else(|| ANYWHERE.to_owned());
-        let http = http::client();
+        let trust = Trust::find(&environment, &files, &profile)?;
+        let http = http::trusting(&trust);
         let sts = Sts { http: http.clone(), endpoints: endpoints.clone(), region: home.clone() };
         // The AWS CLI would go to AWS with a session that was made by an address which only Kiln was given.
         let shared = !endpoints.is_given();
@@ -94,7 +97,7 @@ impl Cloud {
             environment,
         })
         .await?;
-        Ok(Cloud { session, profile, home, endpoints, http, known: Mutex::default() })
+        Ok(Cloud { session, profile, home, endpoints, trust, http, known: Mutex::default() })
     }
 
     /// The profile's name.
@@ -189,6 +192,7 @@ impl Cloud {
             sts: self.sts(&config),
             session,
             endpoints: self.endpoints.clone(),
+            trust: self.trust.clone(),
         }
     }
 }
@@ -221,6 +225,7 @@ pub struct Region {
     pub sts: aws_sdk_sts::Client,
     session: Session,
     endpoints: Endpoints,
+    trust: Trust,
 }
 
 impl Region {
@@ -239,6 +244,11 @@ impl Region {
     /// What requests are signed with that no client here makes.
     pub(super) fn session(&self) -> &Session {
         &self.session
+    }
+
+    /// Whom requests believe that no client here makes.
+    pub(super) fn trust(&self) -> &Trust {
+        &self.trust
     }
 
     /// The address of a service, when it is not AWS's own.

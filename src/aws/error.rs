@@ -61,6 +61,7 @@ impl<'a> Call<'a> {
         let kind = match error {
             SdkError::ServiceError(_) => Kind::of(code.as_deref().unwrap_or(""), status.unwrap_or(0)),
             SdkError::TimeoutError(_) => Kind::Timeout,
+            SdkError::DispatchFailure(_) if is_untrusted(error) => Kind::Untrusted,
             SdkError::DispatchFailure(failure) if failure.is_timeout() => Kind::Timeout,
             SdkError::DispatchFailure(failure) if failure.is_user() => Kind::Invalid,
             SdkError::DispatchFailure(failure) if failure.is_io() && never_connected(error) => {
@@ -109,6 +110,11 @@ fn never_connected(error: &(dyn Error + 'static)) -> bool {
         Some(io) => matches!(io.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable),
         None => cause.to_string().contains("dns error"),
     })
+}
+
+/// Whether the server's certificate is none that is believed. TLS libraries say so in words only.
+pub fn is_untrusted(error: &(dyn Error + 'static)) -> bool {
+    causes(error).any(|cause| cause.to_string().contains("invalid peer certificate"))
 }
 
 /// How long the service asks to wait.
@@ -209,6 +215,11 @@ impl AwsError {
             Kind::Throttled => {
                 "other work in the account uses up the rate of calls: try again later".to_owned()
             }
+            Kind::Untrusted => {
+                "the server, or a proxy on the way, shows a certificate that nothing here vouches for: \
+                                AWS_CA_BUNDLE names a file of certificate authorities in PEM"
+                    .to_owned()
+            }
             Kind::Unreachable => "is the network up, and the region or endpoint spelled right?".to_owned(),
             Kind::Transient | Kind::Timeout => {
                 "give the same command again: it goes on where it stopped".to_owned()
@@ -271,6 +282,8 @@ pub enum Kind {
     Timeout,
     /// No connection at all: again, but not for long.
     Unreachable,
+    /// The server can't prove that it is the one.
+    Untrusted,
     /// The caller is known and may not.
     Denied,
     /// The caller's session has ended.

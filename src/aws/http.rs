@@ -5,7 +5,7 @@ use std::time::Duration;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_smithy_http_client::proxy::ProxyConfig;
-use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use aws_smithy_http_client::tls::{Provider, TlsContext, rustls_provider::CryptoMode};
 use aws_smithy_http_client::{Builder, Connector};
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_runtime_api::client::stalled_stream_protection::StalledStreamProtectionConfig;
@@ -14,17 +14,31 @@ use aws_smithy_types::timeout::TimeoutConfig;
 use aws_types::app_name::AppName;
 use aws_types::region::Region;
 
+use super::trust::Trust;
+
 /// Long enough for a slow network, short enough to be tried again within an attempt's deadline.
 const CONNECT: Duration = Duration::from_secs(8);
 
 /// A download that stands still for so long has failed. Attempts have deadlines besides.
 const STALLED: Duration = Duration::from_secs(20);
 
-/// A client for AWS: rustls with ring, by the proxy that HTTPS_PROXY and its kin name.
+/// A client for AWS that believes the host's certificate authorities: see [`trusting`].
 #[must_use]
 pub fn client() -> SharedHttpClient {
-    Builder::new().build_with_connector_fn(|settings, components| {
-        let mut connector = Connector::builder().tls_provider(tls()).proxy_config(ProxyConfig::from_env());
+    trusting(&Trust::default())
+}
+
+/// A client for AWS: rustls with ring, by the proxy that HTTPS_PROXY and its kin name.
+#[must_use]
+pub fn trusting(trust: &Trust) -> SharedHttpClient {
+    let store = trust.store();
+    Builder::new().build_with_connector_fn(move |settings, components| {
+        let context =
+            TlsContext::builder().with_trust_store(store.clone()).build().expect("nothing can fail");
+        let mut connector = Connector::builder()
+            .tls_provider(tls())
+            .tls_context(context)
+            .proxy_config(ProxyConfig::from_env());
         connector.set_connector_settings(settings.cloned());
         connector.set_sleep_impl(components.and_then(|c| c.sleep_impl()));
         connector.build()

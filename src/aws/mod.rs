@@ -20,6 +20,7 @@ pub mod retry;
 pub mod signed;
 pub mod snapshot;
 pub mod together;
+pub mod trust;
 
 pub use cloud::{Cloud, Options, Region};
 pub use error::{AwsError, Call, Kind};

@@ -10,9 +10,10 @@ use aws_sigv4::http_request::{
 };
 use aws_sigv4::sign::v4;
 use serde_json::{Value, json};
+use ureq::tls::{RootCerts, TlsConfig};
 
 use super::cloud::Region;
-use super::error::{AwsError, Call, Kind};
+use super::error::{AwsError, Call, Kind, is_untrusted};
 use super::retry::{self, Policy};
 
 /// How long a signed address is good for.
@@ -135,6 +136,7 @@ async fn ask(region: &Region, call: Call<'_>, target: &str, body: Value) -> Resu
         let answer = tokio::task::spawn_blocking(move || request.send());
         let answer = match retry::interruptible(answer).await? {
             Ok(Ok(answer)) => read(call, answer.0, &answer.1),
+            Ok(Err(error)) if is_untrusted(&error) => Err(call.error(Kind::Untrusted, error.to_string())),
             Ok(Err(error)) => Err(call.error(Kind::Transient, error.to_string())),
             Err(panicked) => Err(call.error(Kind::Other, panicked.to_string())),
         };
@@ -153,6 +155,8 @@ struct Request {
     url: String,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
+    /// Whom to believe that a server is AWS's.
+    roots: RootCerts,
 }
 
 impl Request {
@@ -161,6 +165,7 @@ impl Request {
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .timeout_global(Some(Policy::QUICK.deadline))
             .http_status_as_error(false)
+            .tls_config(TlsConfig::builder().root_certs(self.roots).build())
             .build()
             .into();
         let request = self.headers.iter().fold(agent.post(&self.url), |request, (name, value)| {
@@ -194,7 +199,7 @@ async fn request(region: &Region, call: Call<'_>, target: &str, body: &Value) ->
     let (instructions, _) = signed.into_parts();
     let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
     let headers = headers.into_iter().chain(instructions.headers()).map(owned).collect();
-    Ok(Request { url, headers, body })
+    Ok(Request { url, headers, body, roots: region.trust().roots() })
 }
 
 async fn credentials(region: &Region, call: Call<'_>) -> Result<Credentials, AwsError> {

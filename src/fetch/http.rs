@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ureq::Agent;
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
+use ureq::tls::TlsConfig;
 
 /// Longest wait for a connection, TLS included.
 const CONNECT: Duration = Duration::from_secs(15);
@@ -72,7 +72,7 @@ impl Client {
 
     fn agent(&self) -> &Agent {
         self.agent.get_or_init(|| {
-            let tls = TlsConfig::builder().root_certs(root_certs()).build();
+            let tls = TlsConfig::builder().root_certs(crate::host::roots::root_certs()).build();
             Agent::config_builder()
                 .timeout_connect(Some(CONNECT))
                 .timeout_recv_response(Some(ANSWER))
@@ -215,27 +215,6 @@ fn from_ureq(error: ureq::Error) -> HttpError {
         ureq::Error::Timeout(_) | ureq::Error::Protocol(_) => HttpError::Transient(text),
         _ => HttpError::Refused(text),
     }
-}
-
-/// The certificate authorities that the host trusts, so that those of a company's proxy count; else Mozilla's.
-fn root_certs() -> RootCerts {
-    let from_env =
-        ["SSL_CERT_FILE", "CURL_CA_BUNDLE"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
-    let usual =
-        ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
-    for path in from_env.chain(usual.map(PathBuf::from)) {
-        let Ok(pem) = std::fs::read(path) else { continue };
-        let certs: Vec<Certificate<'static>> = ureq::tls::parse_pem(&pem)
-            .filter_map(|item| match item {
-                Ok(PemItem::Certificate(cert)) => Some(cert),
-                _ => None,
-            })
-            .collect();
-        if !certs.is_empty() {
-            return RootCerts::from(certs);
-        }
-    }
-    RootCerts::WebPki
 }
 
 #[cfg(test)]

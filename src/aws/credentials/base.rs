@@ -16,7 +16,7 @@ use sha1::{Digest as _, Sha1};
 use super::environment::Environment;
 use super::sts::Sts;
 use super::way::{Base, Keys, Sso};
-use super::{cache, process};
+use super::{cache, process, sso};
 use crate::aws::error::{AwsError, Call, Kind, story};
 use crate::aws::{http, retry};
 
@@ -41,7 +41,7 @@ pub async fn credentials(base: &Base, sts: &Sts, environment: &Environment) -> R
             })?;
             sts.assume_role_with_web_identity(role, session_name.as_deref(), text.trim()).await
         }
-        Base::Sso(profile) => of_sso(profile, environment).await,
+        Base::Sso(profile) => of_sso(profile, environment, sts).await,
         Base::Container => {
             let config = ProviderConfig::default().with_http_client(http::local_client());
             let provider = EcsCredentialsProvider::builder().configure(&config).build();
@@ -75,14 +75,15 @@ async fn provided(
     answer.map_err(|error| AwsError::credentials(format!("{from}: {}", story(&error))))
 }
 
-async fn of_sso(profile: &Sso, environment: &Environment) -> Result<Credentials, AwsError> {
+async fn of_sso(profile: &Sso, environment: &Environment, sts: &Sts) -> Result<Credentials, AwsError> {
     let login = format!("`aws sso login --profile {}` signs in", profile.profile);
     signed_in(profile, environment, SystemTime::now()).map_err(|what| {
         let message = format!("profile `{}`: {what}", profile.profile);
         Call::new("sso", "", "").error(Kind::Expired, message).advise(login.clone())
     })?;
     let region = Region::new(profile.region.clone());
-    let config = ProviderConfig::default().with_region(Some(region.clone())).with_http_client(http::client());
+    let http = sso::client(sts.http.clone(), &sts.endpoints);
+    let config = ProviderConfig::default().with_region(Some(region.clone())).with_http_client(http);
     let mut builder = SsoCredentialsProvider::builder()
         .configure(&config)
         .account_id(&profile.account)

@@ -17,6 +17,7 @@ pub mod environment;
 pub mod mfa;
 mod process;
 pub mod session;
+mod sso;
 pub mod sts;
 pub mod way;
 
