@@ -63,7 +63,7 @@ fn boot_files_depend_on_nothing_but_name_and_tools() {
     assert!(boot_files(&fixture.tools, "server", kiln::arch::Arch::Arm64).is_err());
 }
 
-/// The size that is planned comes close to what mke2fs uses, and never below it.
+/// The size that is planned comes close to what the file system uses, and never below it.
 #[test]
 fn the_plan_knows_how_much_a_tree_takes() {
     let fixture = Fixture::get();
