@@ -76,6 +76,10 @@ const TRIAL: (&str, &str) = (
      WantedBy=sysinit.target\n",
 );
 
+/// The verified device is made by the initrd, without the programs from whose rules systemd would learn that it is ready.
+const UDEV: &str = "SUBSYSTEM==\"block\", ACTION!=\"remove\", KERNEL==\"dm-*\", ENV{DM_NAME}!=\"?*\", \
+    ATTR{dm/name}==\"?*\", ENV{DM_NAME}=\"$attr{dm/name}\"\n";
+
 /// Writes the program, its settings and units, and takes the system's packages out of apt's hands.
 pub(super) fn apply(
     editor: &mut Editor,
@@ -91,6 +95,7 @@ pub(super) fn apply(
     for folder in ["/kiln", "/etc", "/home", "/root", "/srv", "/var", "/tmp", "/mnt", "/media"] {
         editor.directory(field, folder)?;
     }
+    editor.write(field, "/usr/lib/udev/rules.d/98-kiln.rules", UDEV)?;
     for (name, text) in [BLESS, UNWELL, TRIAL] {
         editor.write(field, &format!("/etc/systemd/system/{name}"), text)?;
     }
