@@ -20,6 +20,12 @@ use crate::store::StoreError;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // each variant says which phase; the inner error is documented where it is born
 pub enum BakeError {
+    /// A generation is asked for in the mutable layout.
+    #[error("only the store layout has generations: set `disk.layout = 'store` in the profile")]
+    NoGeneration,
+    /// A generation that can't be added to a disk.
+    #[error(transparent)]
+    Add(#[from] crate::image::AddError),
     #[error(transparent)]
     Profile(#[from] ProfileError),
     #[error(transparent)]

@@ -1,7 +1,10 @@
 //! The store layout's own steps: the image's tree → the system's image → the generation that starts it → disk.
 
+use std::path::Path;
 use std::time::Instant;
 
+use kiln_guest::generation::{MANIFEST, Manifest, SYSTEM, UKI};
+use kiln_guest::switch::Switched;
 use serde_json::json;
 
 use super::closure::ToolSet;
@@ -10,13 +13,14 @@ use super::{BakeError, BakedTree, Locked, Session};
 use crate::boot::generation::{SystemImage, command_line, esp, initrd, title, unified};
 use crate::boot::modules;
 use crate::digest::Digest;
+use crate::format::tar;
 use crate::guest;
-use crate::image::{self, BootFiles, SystemJob};
+use crate::image::{self, AddJob, BootFiles, SystemJob};
 use crate::layout::Ids;
 use crate::rootfs::store;
 use crate::store::{Inputs, StepResult};
-use crate::system::System;
-use crate::tree::{Content, Tree};
+use crate::system::{DiskLayout, System};
+use crate::tree::{Content, Kind, Node, Tree};
 use crate::units::Bytes;
 
 /// A generation: the system's image, and the unified kernel image that starts it.
@@ -35,6 +39,13 @@ pub(super) struct Disk {
     pub tree: Tree,
     /// What starts the machine.
     pub boot: BootFiles,
+}
+
+impl Generation {
+    /// What tells it from others: the inputs of its step.
+    pub(super) fn key(&self) -> Digest {
+        self.steps.last().map_or(Digest([0; 32]), Inputs::key)
+    }
 }
 
 impl Session<'_> {
@@ -148,10 +159,72 @@ impl Session<'_> {
     /// What the partition `root` holds, and what lies on further partitions.
     fn partition_tree(&self, locked: &Locked, tree: &Tree, made: &StepResult) -> Result<Tree, BakeError> {
         let digest = output(made, "system")?;
-        let len = made.facts.get("size").and_then(serde_json::Value::as_u64).unwrap_or_default();
-        let image = Content::Packed { pack: digest, offset: 0, len, sha256: digest };
+        let image = Content::Packed { pack: digest, offset: 0, len: size_of(made), sha256: digest };
         let system = locked.profile.system();
         Ok(store::partition(tree, system, &system_image(system, made)?.file, image, locked.epoch()))
+    }
+
+    /// The generation as a file for `kiln switch`; answers the blob that holds it.
+    pub(super) fn generation_file(
+        &self,
+        locked: &Locked,
+        generation: &Generation,
+    ) -> Result<Digest, BakeError> {
+        let _task = self.watch.task("writing", "the generation file", 0);
+        let manifest = self.manifest(locked, generation)?;
+        let digest = output(&generation.system, "system")?;
+        let image = Content::Packed { pack: digest, offset: 0, len: manifest.size, sha256: digest };
+        let unified = self.kept(&generation.result, "uki")?;
+        let mut blob = self.store.writer()?;
+        let mut archive = tar::Writer::new(&mut blob, self.store, |_| false);
+        for (name, content) in
+            [(MANIFEST, Content::bytes(manifest.print())), (UKI, Content::bytes(unified)), (SYSTEM, image)]
+        {
+            let node = Node::new(Kind::File(content), 0o644, locked.epoch());
+            archive.entry(name.as_bytes(), &node).map_err(unwritten)?;
+        }
+        archive.finish().map_err(unwritten)?;
+        Ok(blob.finish()?.0)
+    }
+
+    /// Adds a generation to a disk that lies in a file; nothing of the disk changes when that fails.
+    ///
+    /// # Errors
+    /// When a step fails, or the disk is none that the generation fits.
+    pub fn add_generation(&self, locked: &Locked, disk: &Path) -> Result<Switched, BakeError> {
+        let system = locked.profile.system();
+        if system.disk.layout != DiskLayout::Store {
+            return Err(BakeError::NoGeneration);
+        }
+        let generation = self.generation(locked, &self.tree(locked)?)?;
+        let file = self.generation_file(locked, &generation)?;
+        let tools = self.tools(locked, ToolSet::Disk)?;
+        let _task = self.watch.task("adding", &format!("a generation to {}", disk.display()), 0);
+        let job = AddJob {
+            disk,
+            file: &self.store.blob_path(&file),
+            partition: Ids::of(&system.name).partition("root"),
+            arch: system.arch,
+            keep: system.state.generations as usize,
+            epoch: locked.epoch(),
+            tools: &tools,
+        };
+        Ok(image::add(&job)?)
+    }
+
+    /// What a generation says of itself.
+    pub(super) fn manifest(&self, locked: &Locked, generation: &Generation) -> Result<Manifest, BakeError> {
+        let system = locked.profile.system();
+        let image = system_image(system, &generation.system)?;
+        Ok(Manifest {
+            name: system.name.clone(),
+            version: system.version.clone(),
+            title: title(system, &image),
+            arch: system.arch.to_string(),
+            roothash: image.roothash,
+            system: image.file,
+            size: size_of(&generation.system),
+        })
     }
 
     /// What is to be written for that generation.
@@ -189,6 +262,14 @@ fn system_image(system: &System, made: &StepResult) -> Result<SystemImage, BakeE
         .parse()
         .map_err(|_| BakeError::Kept { what: "system", why: "no root hash".to_owned() })?;
     Ok(SystemImage { file: format!("{}-{}", output(made, "system")?, system.name), roothash })
+}
+
+fn size_of(made: &StepResult) -> u64 {
+    made.facts.get("size").and_then(serde_json::Value::as_u64).unwrap_or_default()
+}
+
+fn unwritten(e: std::io::Error) -> BakeError {
+    BakeError::Kept { what: "generation", why: e.to_string() }
 }
 
 fn output(result: &StepResult, name: &'static str) -> Result<Digest, BakeError> {

@@ -34,6 +34,8 @@ pub enum Format {
     Raw,
     /// QEMU's format, version 3, compressed with zstd.
     Qcow2,
+    /// The generation alone, for `kiln switch` on machines that run an earlier one.
+    Generation,
 }
 
 impl Format {
@@ -43,6 +45,7 @@ impl Format {
         match self {
             Format::Raw => "raw",
             Format::Qcow2 => "qcow2",
+            Format::Generation => "kiln",
         }
     }
 }
@@ -54,7 +57,8 @@ impl FromStr for Format {
         match text {
             "raw" => Ok(Format::Raw),
             "qcow2" => Ok(Format::Qcow2),
-            _ => Err(format!("`{text}` is no format: there are raw and qcow2")),
+            "generation" => Ok(Format::Generation),
+            _ => Err(format!("`{text}` is no format: there are raw, qcow2 and generation")),
         }
     }
 }
@@ -171,7 +175,10 @@ impl Session<'_> {
         let mut steps = [&tree.steps[..], &disk.steps, &[Self::tools_inputs(locked, ToolSet::Vm)]].concat();
         let (mut images, mut timings, mut changed) = (Vec::new(), disk.timings.clone(), false);
         for &format in &request.formats {
-            let made = self.made(disk, format, request.sha256)?;
+            let made = match format {
+                Format::Generation => self.made_generation(locked, disk)?,
+                Format::Raw | Format::Qcow2 => self.made(disk, format, request.sha256)?,
+            };
             if let Some((step, seconds)) = made.step {
                 steps.push(step);
                 timings.extend(seconds.map(|s| (format.extension().to_owned(), s)));
@@ -186,7 +193,10 @@ impl Session<'_> {
             let size = fs::metadata(&target).map_err(FileError::at("can't read", &target))?.len();
             images.push(ImageFile { format, file, size, sha256: made.sha256 });
         }
-        for format in [Format::Raw, Format::Qcow2].into_iter().filter(|f| !request.formats.contains(f)) {
+        for format in [Format::Raw, Format::Qcow2, Format::Generation]
+            .into_iter()
+            .filter(|f| !request.formats.contains(f))
+        {
             self.drop_stale(
                 disk,
                 &folder,
@@ -219,7 +229,7 @@ impl Session<'_> {
     ) {
         let current = match format {
             Format::Raw => Some(disk.image.blocks),
-            Format::Qcow2 => {
+            Format::Qcow2 | Format::Generation => {
                 self.store.lookup(&Self::export_inputs(disk, format)).and_then(|known| known.output("file"))
             }
         };
@@ -232,9 +242,31 @@ impl Session<'_> {
     }
 
     fn export_inputs(disk: &BakedDisk, format: Format) -> Inputs {
-        Inputs::new(format.extension(), 1)
-            .with("code", env!("KILN_CODE_EXPORT"))
-            .with("disk", disk.image.blocks)
+        let inputs = Inputs::new(format.extension(), 1).with("code", env!("KILN_CODE_EXPORT"));
+        match &disk.generation {
+            Some(generation) if format == Format::Generation => inputs.with("generation", generation.key()),
+            _ => inputs.with("disk", disk.image.blocks),
+        }
+    }
+
+    /// The generation as a file of the store.
+    fn made_generation(&self, locked: &Locked, disk: &BakedDisk) -> Result<Made, BakeError> {
+        let generation = disk.generation.as_ref().ok_or(BakeError::NoGeneration)?;
+        let inputs = Self::export_inputs(disk, Format::Generation);
+        let make = || {
+            let started = Instant::now();
+            let mut result = StepResult::default();
+            result.outputs.insert("file".into(), self.generation_file(locked, generation)?);
+            result.facts.insert("seconds".into(), started.elapsed().as_secs_f64().into());
+            Ok::<_, BakeError>(result)
+        };
+        let result = self.store.step(&inputs, &self.waiting("generation"), make)?;
+        let seconds = result.facts.get("seconds").and_then(serde_json::Value::as_f64);
+        let blob = result
+            .output("file")
+            .ok_or(BakeError::Kept { what: "generation", why: "it has no file".into() })?;
+        let path = self.store.blob_path(&blob);
+        Ok(Made { path, content: blob, sha256: Some(blob), step: Some((inputs, seconds)) })
     }
 
     /// The disk in one format, as a file of the store. The disk itself needs no step, unless its plain SHA-256 is asked for.
@@ -255,7 +287,7 @@ impl Session<'_> {
                 let sha256 = Some(sha256.ok_or_else(|| wrong("it has no digest"))?);
                 Ok(Made { path, content, sha256, step })
             }
-            Format::Qcow2 => {
+            Format::Qcow2 | Format::Generation => {
                 let blob = result.output("file").ok_or_else(|| wrong("it has no file"))?;
                 Ok(Made { path: self.store.blob_path(&blob), content: blob, sha256: Some(blob), step })
             }
@@ -274,7 +306,7 @@ impl Session<'_> {
                 result.facts.insert("sha256".into(), sha256.to_string().into());
                 result.outputs.insert("image".into(), disk.image.blocks);
             }
-            Format::Qcow2 => {
+            Format::Qcow2 | Format::Generation => {
                 let _task = self.watch.task("compressing", "qcow2", 0);
                 let scratch = self.store.scratch("qcow2")?;
                 let path = scratch.path().join("disk.qcow2");

@@ -39,6 +39,8 @@ pub struct BakedDisk {
     pub image: RawImage,
     /// What lies where on it.
     pub layout: Layout,
+    /// The generation on it, in the store layout.
+    pub generation: Option<Generation>,
     /// Seconds that each phase took when it was done, by its name.
     pub timings: BTreeMap<String, f64>,
 }
@@ -78,7 +80,7 @@ impl Session<'_> {
         let timings = results.flat_map(timings).collect();
         let mut steps = generation.as_ref().map(|generation| generation.steps.clone()).unwrap_or_default();
         steps.extend([tools, inputs]);
-        Ok(BakedDisk { steps, image: RawImage { path, size, blocks }, layout, timings })
+        Ok(BakedDisk { steps, image: RawImage { path, size, blocks }, layout, generation, timings })
     }
 
     /// The layout of the disk for that tree. In the store layout the system's image is made for it.

@@ -16,7 +16,7 @@ pub struct Args {
     /// Where the files go [default: out/NAME]
     #[arg(short, long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Which formats: raw, qcow2, or both
+    /// Which formats: raw, qcow2, generation (for `kiln switch` on a machine of the store layout)
     #[arg(long, value_name = "FORMAT,…", value_delimiter = ',', default_value = "raw")]
     format: Vec<Format>,
     /// Compute the SHA-256 of a raw disk as well, as sha256sum prints it; takes 0.6 s per GiB, empty space included

@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod eval;
 pub mod export;
 pub mod gc;
+pub mod generation;
 pub mod images;
 pub mod init;
 pub mod internal;
@@ -84,7 +85,7 @@ enum Verb {
     Eval(eval::Args),
     /// Resolve packages against their archives and write the lock
     Lock(lock::Args),
-    /// Bake the image: raw, qcow2, or both
+    /// Bake the image: raw, qcow2, or a generation for machines that run an earlier one
     Build(build::Args),
     /// Boot an image in QEMU, or what a profile bakes
     Run(run::Args),
@@ -100,6 +101,8 @@ enum Verb {
     Images(images::Args),
     /// Remove images that retention doesn't keep, and what interrupted publications left
     Retire(retire::Args),
+    /// Add a further generation to a disk of the store layout
+    Generation(generation::Args),
     /// Say what the next build would do, and which input makes it so
     Why(why::Args),
     /// Print the image's file tree
@@ -251,6 +254,7 @@ fn run(verb: Verb, cx: &Context) -> Result<(), Failure> {
         Verb::Build(args) => build::run(&args, cx),
         Verb::Lock(args) => lock::run(&args, cx),
         Verb::Why(args) => why::run(&args, cx),
+        Verb::Generation(args) => generation::run(&args, cx),
         Verb::Tree(args) => tree::run(&args, cx),
         Verb::Layout(args) => layout::run(&args, cx),
         Verb::Export(args) => export::run(&args, cx),

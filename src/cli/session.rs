@@ -116,6 +116,8 @@ impl From<BakeError> for Failure {
             BakeError::Sandbox(_) => {
                 Failure::of("sandbox", &error).hint("`kiln doctor` says what this host allows")
             }
+            BakeError::NoGeneration => usage("no-generation", &error),
+            BakeError::Add(_) => Failure::of("generation", &error),
             BakeError::Publish(_) => usage("publish", &error),
             BakeError::Check(_) => usage("check", &error),
             BakeError::NoMachine(_) => usage("no-machine", &error)

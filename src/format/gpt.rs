@@ -6,6 +6,8 @@ use uuid::Uuid;
 
 use crate::units::{Lba, SECTOR};
 
+/// Type of the EFI system partition.
+pub const ESP: Uuid = Uuid::from_u128(0xc12a7328_f81f_11d2_ba4b_00a0c93ec93b);
 /// Entries that a table has room for: the least that the specification allows (16 KiB), and what everybody uses.
 pub const ENTRY_COUNT: u32 = 128;
 /// Type of the partition in which GRUB's core image lies, for BIOS.

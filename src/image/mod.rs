@@ -4,6 +4,7 @@
 //! the disk, and the disk is put together from them block by block. The file grows under a temporary name beside the target
 //! and is renamed when it is whole.
 
+mod add;
 mod assemble;
 mod blocks;
 mod boot_files;
@@ -11,6 +12,7 @@ mod erofs;
 mod ext4;
 mod holes;
 
+pub use add::{AddError, AddJob, add};
 pub use blocks::{block_digest, block_map, block_map_of, sha256};
 pub use boot_files::{BootFiles, boot_files, boot_files_of_store};
 pub use erofs::{SystemFile, SystemJob, UefiPrograms, uefi_programs, write as write_system};
@@ -37,8 +39,8 @@ use crate::units::{Lba, SECTOR};
 /// Packages of the tools tree that writing an image takes, for images of amd64; their dependencies come with them.
 pub const TOOL_PACKAGES: [&str; 3] = ["grub-common", "grub-pc-bin", "grub-efi-amd64-bin"];
 
-/// Those that the store layout takes beside them.
-pub const STORE_TOOL_PACKAGES: [&str; 2] = ["erofs-utils", "systemd-boot-efi"];
+/// Those that the store layout takes beside them; e2fsprogs for adding generations to disks that machines have written to.
+pub const STORE_TOOL_PACKAGES: [&str; 3] = ["e2fsprogs", "erofs-utils", "systemd-boot-efi"];
 
 /// Label of the ESP's file system.
 const ESP_LABEL: &str = "ESP";

@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use crate::arch::Arch;
 use crate::format::ext4::{Ext4, Need};
-use crate::format::gpt::{BIOS_BOOT, Entry, Table};
+use crate::format::gpt::{self, BIOS_BOOT, Entry, Table};
 use crate::system::{Disk, DiskLayout, ExtraFs, ExtraPartition, Firmware};
 use crate::tree::Tree;
 use crate::units::{Bytes, Lba, MIB, SECTOR};
@@ -41,8 +41,6 @@ const FIRST_EXTRA: u32 = 2;
 /// Number of the BIOS boot partition.
 const BIOS_NUMBER: u32 = 14;
 
-/// Partition type of the EFI system partition.
-const TYPE_ESP: Uuid = Uuid::from_u128(0xc12a7328_f81f_11d2_ba4b_00a0c93ec93b);
 /// Partition type of Linux file system data.
 const TYPE_LINUX: Uuid = Uuid::from_u128(0x0fc63daf_8483_4772_8e79_3d69d8477de4);
 
@@ -178,7 +176,7 @@ pub fn plan(request: &LayoutRequest<'_>) -> Result<Layout, LayoutError> {
     // In the store layout GRUB finds the kernel there as well.
     if request.firmware != Firmware::Bios || request.disk.layout == DiskLayout::Store {
         let size = request.disk.esp_size.round_up(ALIGNMENT);
-        planner.add(15, "esp", TYPE_ESP, size, |ids| Holds::Esp { serial: ids.esp_serial() });
+        planner.add(15, "esp", gpt::ESP, size, |ids| Holds::Esp { serial: ids.esp_serial() });
     }
     let extra: Vec<_> = request.disk.partitions.iter().filter(|(_, p)| p.enable).collect();
     if extra.len() > (BIOS_NUMBER - FIRST_EXTRA) as usize {

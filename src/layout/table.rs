@@ -51,7 +51,7 @@ fn row(p: &Partition) -> [String; 8] {
 fn kind(p: &Partition) -> String {
     match (&p.holds, p.type_guid) {
         (Holds::GrubCore, crate::format::gpt::BIOS_BOOT) => "BIOS boot".to_owned(),
-        (_, super::TYPE_ESP) => "EFI system".to_owned(),
+        (_, crate::format::gpt::ESP) => "EFI system".to_owned(),
         (_, super::TYPE_LINUX) => "Linux".to_owned(),
         (_, t) if t == super::root_type(crate::arch::Arch::Amd64) => "root x86-64".to_owned(),
         (_, t) if t == super::root_type(crate::arch::Arch::Arm64) => "root arm64".to_owned(),

@@ -9,7 +9,8 @@ use std::ops::Range;
 
 use crate::format::gpt::{self, Entry};
 use crate::format::{ext4, fat, merged};
-use crate::host::fs::{is_zero, sought};
+use crate::host::fs::is_zero;
+use crate::host::part::Part;
 use crate::units::SECTOR;
 
 /// The first and the last of a disk: tables, boot code, and where signatures are searched for. ZFS' labels, two of 256 KiB
@@ -36,7 +37,7 @@ pub fn read_ranges(disk: &mut (impl Read + Seek)) -> io::Result<Vec<Range<u64>>>
             ranges.push(start..end.min(start + BOOT_HEAD));
             continue;
         }
-        let mut part = Part { disk, start, size: end - start, position: 0 };
+        let mut part = Part::new(&mut *disk, start, end - start);
         match file_system(&mut part)? {
             Some(used) => {
                 let inside = |r: Range<u64>| start + r.start..(start + r.end).min(end);
@@ -111,31 +112,6 @@ fn fat_in_use(part: &mut (impl Read + Seek), size: u64) -> io::Result<Option<Vec
         Ok(used) => Ok(Some(used)),
         Err(fat::read::ReadError::Io(e)) => Err(e),
         Err(_) => Ok(None),
-    }
-}
-
-/// A part of the disk, as a file is read.
-struct Part<'a, D> {
-    disk: &'a mut D,
-    start: u64,
-    size: u64,
-    position: u64,
-}
-
-impl<D: Read + Seek> Read for Part<'_, D> {
-    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        let count = self.size.saturating_sub(self.position).min(to.len() as u64) as usize;
-        self.disk.seek(SeekFrom::Start(self.start + self.position))?;
-        let count = self.disk.read(&mut to[..count])?;
-        self.position += count as u64;
-        Ok(count)
-    }
-}
-
-impl<D> Seek for Part<'_, D> {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.position = sought(self.position, self.size, to)?;
-        Ok(self.position)
     }
 }
 

@@ -1,6 +1,5 @@
 //! What firmware starts: boot code of the MBR for a BIOS, a program on the EFI system partition for UEFI.
 
-use uuid::{Uuid, uuid};
 
 use super::binary::{pe, pe_machine, pe_machine_name, removable_loader};
 use super::config::HEAD;
@@ -8,12 +7,11 @@ use super::device::Disk;
 use super::table::{Scheme, Table, u64_at};
 use super::volume::{Files, Volume, hides};
 use super::{Expect, Finding, failed, passed, skipped};
-use crate::format::gpt::BIOS_BOOT;
+use crate::format::gpt::{BIOS_BOOT, ESP};
 use crate::format::mbr::CODE_SIZE;
 use crate::system::Firmware;
 use crate::units::{MIB, SECTOR};
 
-const ESP: Uuid = uuid!("c12a7328-f81f-11d2-ba4b-00a0c93ec93b");
 /// An EFI system partition on a disk with an MBR.
 const ESP_MBR_TYPE: u8 = 0xef;
 /// A boot loader larger than this is not searched for the configuration within it.
