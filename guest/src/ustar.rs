@@ -91,6 +91,7 @@ fn parse(block: &[u8; BLOCK]) -> Result<Header, ArchiveError> {
     }
     let size = octal(&block[124..136]).ok_or(ArchiveError::Damaged("a file has no size"))?;
     let name = block[..100].split(|b| *b == 0).next().unwrap_or_default();
+    let name = name.strip_prefix(b"./").unwrap_or(name);
     Ok(Header { name: String::from_utf8_lossy(name).into_owned(), size })
 }
 
