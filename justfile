@@ -14,7 +14,7 @@ test *filter:
 
 # Format
 fmt:
-    cargo fmt
+    cargo fmt --all
 
 # Lints as errors
 lint:
