@@ -1,6 +1,5 @@
 //! What firmware starts: boot code of the MBR for a BIOS, a program on the EFI system partition for UEFI.
 
-
 use super::binary::{pe, pe_machine, pe_machine_name, removable_loader};
 use super::config::HEAD;
 use super::device::Disk;
