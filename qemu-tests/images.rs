@@ -29,6 +29,11 @@ fn postgres() {
     nothing_is_wrong_with("postgres");
 }
 
+#[test]
+fn store() {
+    nothing_is_wrong_with("store");
+}
+
 fn nothing_is_wrong_with(profile: &str) {
     let raw = machine::image(profile);
     let said = finds_nothing(Command::new("sgdisk").arg("-v").arg(&raw));

@@ -12,6 +12,7 @@ mod dropped;
 mod ec2;
 mod elsewhere;
 mod images;
+mod immutable;
 mod inspect;
 mod machine;
 mod netns;

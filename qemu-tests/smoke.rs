@@ -30,6 +30,30 @@ fn server_under_uefi() {
 }
 
 #[test]
+fn store_under_bios() {
+    passes("store", &["--firmware", "bios", "--platform", "plain"], &["seabios-virtio", "seabios-nvme"]);
+}
+
+#[test]
+fn store_under_uefi() {
+    passes("store", &["--firmware", "uefi", "--platform", "plain"], &["ovmf-virtio", "ovmf-nvme"]);
+}
+
+#[test]
+fn store_as_an_instance_of_ec2() {
+    let report = passes(
+        "store",
+        &["--platform", "ec2"],
+        &["ec2-seabios-nvme", "ec2-ovmf-nvme", "ec2 with cloud-init takes user-data"],
+    );
+    for machine in [0, 1] {
+        for check in ["login over SSH with the instance's key", "the root has grown", "packages"] {
+            assert_eq!(verdict(&report, machine, check), "passed", "{check}");
+        }
+    }
+}
+
+#[test]
 fn server_as_an_instance_of_ec2() {
     let report = passes(
         "server",
