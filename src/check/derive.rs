@@ -67,7 +67,7 @@ fn units(system: &System, tree: &Tree) -> Vec<Check> {
     checks
 }
 
-/// The units that something in /etc/systemd/system wants.
+/// The units that something in /etc/systemd/system wants; a masked one isn't started by that.
 fn enabled_in(tree: &Tree) -> BTreeSet<String> {
     let below = tree.iter().filter_map(|(path, node)| {
         let path = std::str::from_utf8(path).ok()?.strip_prefix("etc/systemd/system/")?;
@@ -75,7 +75,12 @@ fn enabled_in(tree: &Tree) -> BTreeSet<String> {
         let wants = folder.ends_with(".target.wants") || folder.ends_with(".target.requires");
         (wants && !name.contains('/') && matches!(node.kind, Kind::Symlink(_))).then(|| name.to_owned())
     });
-    below.collect()
+    below.filter(|name| !is_masked(tree, name)).collect()
+}
+
+fn is_masked(tree: &Tree, unit: &str) -> bool {
+    let node = tree.get(format!("etc/systemd/system/{unit}"));
+    node.is_some_and(|node| matches!(&node.kind, Kind::Symlink(target) if *target == *b"/dev/null"))
 }
 
 fn accounts(system: &System) -> Vec<Check> {
@@ -219,6 +224,11 @@ mod tests {
         for name in ["a.service", "b.timer", "c@.service"] {
             let link = Node::new(Kind::Symlink(b"/usr/lib/x".to_vec()), 0o777, 0);
             tree.insert_with_parents(format!("etc/systemd/system/multi-user.target.wants/{name}"), link);
+        }
+        // Wanted by its package, masked by the image.
+        for path in ["timers.target.wants/d.timer", "d.timer"] {
+            let link = Node::new(Kind::Symlink(b"/dev/null".to_vec()), 0o777, 0);
+            tree.insert_with_parents(format!("etc/systemd/system/{path}"), link);
         }
         let names: Vec<String> = derived(&system, &tree).into_iter().map(|c| c.name).collect();
         assert_eq!(

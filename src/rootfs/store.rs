@@ -22,10 +22,17 @@ const OF_PACKAGES: [&str; 5] = [
     "packagekit.service",
 ];
 
-/// Says why to whoever uses apt or dpkg: one line, and the command fails.
+/// Says why to whoever uses apt, in one line, and lets the command fail. apt repeats the names of programs that fail, so that the
+/// line stands in one of its own.
+const REFUSAL: (&str, &str) = (
+    "/usr/lib/kiln/immutable",
+    "#!/bin/sh\n\
+     echo 'apt: this system is immutable: its packages come with the next generation (kiln switch)' >&2\n\
+     exit 1\n",
+);
 const APT: &str = "// This system is immutable.\n\
-    DPkg::Pre-Invoke { \"echo 'apt: this system is immutable: bake a new generation with Kiln and `kiln switch` to it' >&2; exit 1\"; };\n\
-    APT::Update::Pre-Invoke { \"echo 'apt: this system is immutable: its packages come with the next generation (kiln switch)' >&2; exit 1\"; };\n";
+    DPkg::Pre-Invoke { \"/usr/lib/kiln/immutable\"; };\n\
+    APT::Update::Pre-Invoke { \"/usr/lib/kiln/immutable\"; };\n";
 const MOTD: &str = "This system is immutable: packages come with the next generation (kiln switch). State is below /kiln/state.\n";
 
 /// Ends a generation's time of trial once the machine is up.
@@ -109,6 +116,7 @@ pub(super) fn apply(
         requests.insert((*name).to_owned(), UnitState::Masked);
     }
     if editor.has("/usr/bin/apt") {
+        editor.write_mode(field, REFUSAL.0, 0o755, REFUSAL.1)?;
         editor.write(field, "/etc/apt/apt.conf.d/00kiln", APT)?;
     }
     editor.write(field, "/usr/lib/motd.d/kiln", MOTD)

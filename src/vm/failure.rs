@@ -28,6 +28,8 @@ pub enum BootFailure {
     KernelPanic,
     /// The initramfs did not find or mount the root, or found no init on it.
     InitramfsShell,
+    /// Kiln's initrd refused the system, or couldn't put it together.
+    NotStarted,
     /// systemd entered emergency or rescue mode.
     EmergencyMode,
     /// The machine reset itself before a kernel spoke.
@@ -52,6 +54,7 @@ impl fmt::Display for BootFailure {
             BootFailure::NoKernel => "the boot loader can't load the kernel",
             BootFailure::KernelPanic => "kernel panic",
             BootFailure::InitramfsShell => "the initramfs gave up and opened a shell",
+            BootFailure::NotStarted => "the initrd did not start the system",
             BootFailure::EmergencyMode => "systemd entered emergency mode",
             BootFailure::LoaderReset => "the boot loader found nothing to start and reset the machine",
             BootFailure::RebootLoop => "the system restarts itself again and again",
@@ -63,7 +66,7 @@ impl fmt::Display for BootFailure {
 }
 
 /// Texts that tell a failure wherever they stand in a line.
-const SIGNS: [(&str, BootFailure); 22] = [
+const SIGNS: [(&str, BootFailure); 23] = [
     ("No bootable device", BootFailure::NoBootableDevice),
     ("Could not read the boot disk", BootFailure::NoBootableDevice),
     ("not a bootable disk", BootFailure::NoBootableDevice),
@@ -77,6 +80,7 @@ const SIGNS: [(&str, BootFailure); 22] = [
     ("Kernel panic - not syncing", BootFailure::KernelPanic),
     ("Dropping to a shell!", BootFailure::InitramfsShell),
     ("can't access tty; job control turned off", BootFailure::InitramfsShell),
+    ("kiln: cannot start ", BootFailure::NotStarted),
     ("You are in emergency mode", BootFailure::EmergencyMode),
     ("You are in rescue mode", BootFailure::EmergencyMode),
     ("Entering emergency mode", BootFailure::EmergencyMode),

@@ -85,6 +85,7 @@ fn kind(failure: BootFailure) -> &'static str {
         BootFailure::NoKernel => "no-kernel",
         BootFailure::KernelPanic => "kernel-panic",
         BootFailure::InitramfsShell => "initramfs-shell",
+        BootFailure::NotStarted => "not-started",
         BootFailure::EmergencyMode => "emergency-mode",
         BootFailure::LoaderReset => "no-boot-entry",
         BootFailure::RebootLoop => "reboot-loop",
@@ -120,6 +121,7 @@ fn hint(failure: BootFailure, line: &str) -> &'static str {
         BootFailure::InitramfsShell => {
             "the initramfs found no root: does root= in the boot entry name a file system of this disk, and is that file system sound?"
         }
+        BootFailure::NotStarted => "the line says what is missing or damaged: bake the image anew",
         BootFailure::EmergencyMode => {
             "a mount or another unit that everything needs failed: does /etc/fstab name devices that are there? (`nofail` makes one optional)"
         }
