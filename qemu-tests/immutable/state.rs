@@ -96,7 +96,7 @@ fn a_state_in_memory_is_gone_at_the_next_boot() {
 
 /// The machine is switched off at many moments of a clean slate, each time resumed by the next boot, which is cut again.
 #[test]
-#[ignore = "twenty machines; run by name"]
+#[ignore = "fails: after a cut e2fsck found errors beyond the journal, and it is not known why; run by name"]
 fn a_clean_slate_that_is_cut_is_finished() {
     let always = format!("{KEPT} kernel.arguments.\"kiln.lustrate\" = true");
     let project = Project::of("cuts");
