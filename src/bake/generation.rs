@@ -20,7 +20,7 @@ use crate::layout::Ids;
 use crate::rootfs::store;
 use crate::store::{Inputs, StepResult};
 use crate::system::{DiskLayout, System};
-use crate::tree::{Content, Kind, Node, Tree};
+use crate::tree::{Content, Kind, Node};
 use crate::units::Bytes;
 
 /// A generation: the system's image, and the unified kernel image that starts it.
@@ -31,14 +31,6 @@ pub struct Generation {
     pub(super) result: StepResult,
     /// What the step of the system's image keeps.
     pub(super) system: StepResult,
-}
-
-/// What goes onto the disk of a generation.
-pub(super) struct Disk {
-    /// The file system of the partition `root`.
-    pub tree: Tree,
-    /// What starts the machine.
-    pub boot: BootFiles,
 }
 
 impl Generation {
@@ -86,7 +78,7 @@ impl Session<'_> {
         let system = locked.profile.system();
         let image = system_image(system, made)?;
         let partition = Ids::of(&system.name).partition("root");
-        Ok(Inputs::new("generation", 1)
+        Ok(Inputs::new("generation", 2)
             .with("code", env!("KILN_CODE_SYSTEM"))
             .with("guest", Digest::of(guest::PROGRAM))
             .with("name", &system.name)
@@ -146,22 +138,12 @@ impl Session<'_> {
         let cmdline = command_line(system, &image, Ids::of(&system.name).partition("root"))?;
         let stub = image::uefi_programs(&tools)?.stub;
         let unified = unified(&stub, &title(system, &image), &cmdline, &kernel, &initrd)?;
-        let content = self.partition_tree(locked, &tree, made)?;
-        let mut result = StepResult::default();
-        result.outputs.insert("system".into(), output(made, "system")?);
+        let content = store::partition(&tree, system, &image.file, content_of(made)?, locked.epoch());
+        let mut result = self.keep(&content)?;
         result.outputs.insert("uki".into(), self.store.put_bytes(&unified)?);
         result.outputs.insert("layout".into(), self.keep_layout(system, &content)?);
-        result.facts.insert("digest".into(), json!(content.digest()));
         result.facts.insert("seconds generation".into(), json!(started.elapsed().as_secs_f64()));
         Ok(result)
-    }
-
-    /// What the partition `root` holds, and what lies on further partitions.
-    fn partition_tree(&self, locked: &Locked, tree: &Tree, made: &StepResult) -> Result<Tree, BakeError> {
-        let digest = output(made, "system")?;
-        let image = Content::Packed { pack: digest, offset: 0, len: size_of(made), sha256: digest };
-        let system = locked.profile.system();
-        Ok(store::partition(tree, system, &system_image(system, made)?.file, image, locked.epoch()))
     }
 
     /// The generation as a file for `kiln switch`; answers the blob that holds it.
@@ -172,8 +154,7 @@ impl Session<'_> {
     ) -> Result<Digest, BakeError> {
         let _task = self.watch.task("writing", "the generation file", 0);
         let manifest = self.manifest(locked, generation)?;
-        let digest = output(&generation.system, "system")?;
-        let image = Content::Packed { pack: digest, offset: 0, len: manifest.size, sha256: digest };
+        let image = content_of(&generation.system)?;
         let unified = self.kept(&generation.result, "uki")?;
         let mut blob = self.store.writer()?;
         let mut archive = tar::Writer::new(&mut blob, self.store, |_| false);
@@ -227,20 +208,18 @@ impl Session<'_> {
         })
     }
 
-    /// What is to be written for that generation.
-    pub(super) fn generation_disk(
+    /// What starts a disk with that generation.
+    pub(super) fn generation_boot(
         &self,
         locked: &Locked,
-        baked: &BakedTree,
         generation: &Generation,
-    ) -> Result<Disk, BakeError> {
+    ) -> Result<BootFiles, BakeError> {
         let system = locked.profile.system();
         let tools = self.tools(locked, ToolSet::Disk)?;
         let unified = self.kept(&generation.result, "uki")?;
         let loader = image::uefi_programs(&tools)?.loader;
-        let boot =
-            image::boot_files_of_store(&tools, &system.name, system.arch, esp(system, loader, unified)?)?;
-        Ok(Disk { tree: self.partition_tree(locked, &self.load_tree(baked)?, &generation.system)?, boot })
+        let esp = esp(system, loader, unified)?;
+        Ok(image::boot_files_of_store(&tools, &system.name, system.arch, esp)?)
     }
 }
 
@@ -262,6 +241,12 @@ fn system_image(system: &System, made: &StepResult) -> Result<SystemImage, BakeE
         .parse()
         .map_err(|_| BakeError::Kept { what: "system", why: "no root hash".to_owned() })?;
     Ok(SystemImage { file: format!("{}-{}", output(made, "system")?, system.name), roothash })
+}
+
+/// The system's image as the content of a file.
+fn content_of(made: &StepResult) -> Result<Content, BakeError> {
+    let digest = output(made, "system")?;
+    Ok(Content::Packed { pack: digest, offset: 0, len: size_of(made), sha256: digest })
 }
 
 fn size_of(made: &StepResult) -> u64 {

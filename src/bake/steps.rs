@@ -194,7 +194,7 @@ impl Session<'_> {
         self.keep(tree)
     }
 
-    fn keep(&self, tree: &Tree) -> Result<StepResult, BakeError> {
+    pub(super) fn keep(&self, tree: &Tree) -> Result<StepResult, BakeError> {
         let mut result = StepResult::default();
         result.outputs.insert("tree".into(), self.store.put_bytes(tree.dump().as_bytes())?);
         for (number, pack) in tree.packs().into_iter().enumerate() {
@@ -302,20 +302,18 @@ impl Session<'_> {
         let started = std::time::Instant::now();
         let tools = self.tools(locked, ToolSet::Disk)?;
         let system = locked.profile.system();
-        let (tree, boot, late) = match generation {
-            Some(generation) => {
-                let disk = self.generation_disk(locked, baked, generation)?;
-                (disk.tree, disk.boot, BTreeSet::new())
-            }
-            None => {
-                let (tree, boot) = rayon::join(
-                    || self.load_tree(baked),
-                    || Ok::<_, BakeError>(image::boot_files(&tools, &system.name, system.arch)?),
-                );
-                (tree?, boot?, parse_paths(&self.kept(&baked.result, "late")?))
-            }
+        let content = generation.map_or(&baked.result, |generation| &generation.result);
+        let boot = || match generation {
+            Some(generation) => self.generation_boot(locked, generation),
+            None => Ok(image::boot_files(&tools, &system.name, system.arch)?),
         };
-        let layout = self.kept_layout(generation.map_or(&baked.result, |generation| &generation.result))?;
+        let (tree, boot) = rayon::join(|| self.parse_tree(content), boot);
+        let (tree, boot) = (tree?, boot?);
+        let late = match generation {
+            Some(_) => BTreeSet::new(),
+            None => parse_paths(&self.kept(content, "late")?),
+        };
+        let layout = self.kept_layout(content)?;
         self.store.ensure_space(Bytes(tree.iter().map(|(_, node)| content_size(node)).sum()))?;
         let _task = self.watch.task("writing", &format!("a disk of {}", layout.size), 0);
         let scratch = self.store.scratch("disk")?;

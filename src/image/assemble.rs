@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::blocks::{blocks_of, map_of};
 use crate::artifact::{BLOCK, BlockMap};
 use crate::digest::Digest;
 use crate::format::piece::{Data, Piece};
@@ -33,7 +34,7 @@ pub(super) fn assemble(
         return Err(io::Error::other("parts of the disk overlap"));
     }
     let disk = Pieces { packs: open_packs(&pieces, packs)?, pieces };
-    let indexes = disk.blocks();
+    let indexes = blocks_of(disk.pieces.iter().map(|piece| piece.at..piece.end()));
     let digests: Vec<Option<Digest>> = indexes
         .par_iter()
         .with_min_len(8)
@@ -53,11 +54,7 @@ pub(super) fn assemble(
             },
         )
         .collect::<io::Result<_>>()?;
-    let mut blocks = vec![None; size.div_ceil(BLOCK) as usize];
-    for (index, digest) in indexes.into_iter().zip(digests) {
-        blocks[index as usize] = digest;
-    }
-    Ok(BlockMap { size, blocks })
+    Ok(map_of(size, indexes, digests))
 }
 
 /// Pieces in order, with the packs that they lie in.
@@ -79,16 +76,6 @@ fn open_packs(pieces: &[Piece<'_>], packs: &dyn Packs) -> io::Result<BTreeMap<Di
 }
 
 impl Pieces<'_> {
-    /// The blocks that pieces lie in, in order.
-    fn blocks(&self) -> Vec<u64> {
-        let mut indexes: Vec<u64> = Vec::new();
-        for piece in &self.pieces {
-            let first = (piece.at / BLOCK).max(indexes.last().map_or(0, |last| last + 1));
-            indexes.extend(first..piece.end().div_ceil(BLOCK));
-        }
-        indexes
-    }
-
     /// Reads the block at `at`; says which part of it has pieces.
     fn read(&self, at: u64, buffer: &mut [u8]) -> io::Result<Range<usize>> {
         let end = at + BLOCK;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use rayon::prelude::*;
@@ -16,11 +17,7 @@ use crate::host::fs::{data_ranges, is_zero};
 /// Whatever reading fails with.
 pub fn block_map(file: &File) -> io::Result<BlockMap> {
     let size = file.metadata()?.len();
-    let mut indexes: Vec<u64> = Vec::new();
-    for range in data_ranges(file, size)? {
-        let first = (range.start / BLOCK).max(indexes.last().map_or(0, |last| last + 1));
-        indexes.extend(first..range.end.div_ceil(BLOCK));
-    }
+    let indexes = blocks_of(data_ranges(file, size)?);
     let digests: Vec<Option<Digest>> = indexes
         .par_iter()
         .with_min_len(8)
@@ -35,11 +32,26 @@ pub fn block_map(file: &File) -> io::Result<BlockMap> {
             },
         )
         .collect::<io::Result<_>>()?;
+    Ok(map_of(size, indexes, digests))
+}
+
+/// The blocks that ranges of bytes lie in, in order; the ranges are in order too.
+pub(super) fn blocks_of(ranges: impl IntoIterator<Item = Range<u64>>) -> Vec<u64> {
+    let mut indexes: Vec<u64> = Vec::new();
+    for range in ranges {
+        let first = (range.start / BLOCK).max(indexes.last().map_or(0, |last| last + 1));
+        indexes.extend(first..range.end.div_ceil(BLOCK));
+    }
+    indexes
+}
+
+/// The blocks of a disk of which those with these indexes have these digests, and all others are holes.
+pub(super) fn map_of(size: u64, indexes: Vec<u64>, digests: Vec<Option<Digest>>) -> BlockMap {
     let mut blocks = vec![None; size.div_ceil(BLOCK) as usize];
     for (index, digest) in indexes.into_iter().zip(digests) {
         blocks[index as usize] = digest;
     }
-    Ok(BlockMap { size, blocks })
+    BlockMap { size, blocks }
 }
 
 /// The digests of the blocks of a disk of `size` bytes that is read from its beginning to its end, whatever it lies in.
