@@ -1,5 +1,6 @@
 //! What shows that a machine is stuck: its processors, its screen, its disks.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::Vm;
+use crate::units::{Bytes, SECTOR};
 use crate::vm::failure::{BootFailure, DISK_FAILED, VmError, named};
 
 /// A boot loader speaks within this of being started, under emulation on a busy host.
@@ -19,6 +21,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(3);
 const TEXT_MEMORY: u64 = 0xb8000;
 const TEXT_COLUMNS: usize = 80;
 const TEXT_ROWS: usize = 25;
+/// A guest that has read all that its disk holds so often keeps nothing of it in memory.
+const READ_OVER_AND_OVER: u64 = 3;
 
 impl Vm {
     /// Fails when nothing has moved for `limit`: neither the console spoke, nor did the guest use its processors. Boot code
@@ -112,6 +116,18 @@ impl Vm {
         self.execute("screendump", &json!({ "filename": path, "format": "png" })).map(|_| ())
     }
 
+    /// Whether the guest reads its disk over and over, in words: it has no memory left to keep even the programs that run.
+    /// Linux may go on so for minutes before it kills one.
+    #[must_use]
+    pub fn thrashes(&self) -> Option<String> {
+        let answer = self.execute("query-blockstats", &Value::Null).ok()?;
+        let read: u64 = answer.as_array()?.iter().filter_map(|d| d["stats"]["rd_bytes"].as_u64()).sum();
+        let held: u64 =
+            [&self.machine.image, &self.machine.overlay].into_iter().map(|path| allocated(path)).sum();
+        over_and_over(read, held + self.machine.memory.0)
+            .then(|| format!("it has read {} from a disk that holds {}", Bytes(read), Bytes(held)))
+    }
+
     /// Fails when the host could not read or write for a disk. QEMU pauses some machines then; others are told of an error
     /// by their disk, which looks as if the image were at fault.
     ///
@@ -127,5 +143,24 @@ impl Vm {
             true => Err(VmError::Paused { status: DISK_FAILED.to_owned() }),
             false => Ok(()),
         }
+    }
+}
+
+fn over_and_over(read: u64, held: u64) -> bool {
+    read > held.saturating_mul(READ_OVER_AND_OVER)
+}
+
+/// What a file takes on the host's disk: holes don't count.
+fn allocated(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |metadata| metadata.blocks() * SECTOR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_reads_everything_once_has_memory_enough() {
+        assert!(!over_and_over(300, 250) && over_and_over(751, 250) && !over_and_over(u64::MAX, u64::MAX / 2));
     }
 }

@@ -28,7 +28,11 @@ pub(super) fn ask(vm: &Vm, wanted: &Http, limit: Duration) -> Result<String, Str
     loop {
         match stream.read(&mut part) {
             Ok(0) => break,
-            Ok(n) => bytes.extend_from_slice(&part[..n]),
+            Ok(n) => {
+                bytes.extend_from_slice(&part[..n]);
+                // Whoever answers with something else may do so for ever.
+                begins_as_http(&bytes)?;
+            }
             // A server that closes hard after its last byte has still answered.
             Err(_) if !bytes.is_empty() => break,
             Err(e) => return Err(no_answer(e)),
@@ -38,6 +42,12 @@ pub(super) fn ask(vm: &Vm, wanted: &Http, limit: Duration) -> Result<String, Str
         }
     }
     judge(&bytes, wanted)
+}
+
+fn begins_as_http(bytes: &[u8]) -> Result<(), String> {
+    let mut headers = [httparse::EMPTY_HEADER; 100];
+    let parsed = httparse::Response::new(&mut headers).parse(bytes);
+    parsed.map(|_| ()).map_err(|e| format!("the answer is no HTTP: {e}"))
 }
 
 /// Whether an answer is the page that is wanted.
@@ -87,5 +97,7 @@ mod tests {
         assert_eq!(judge(b"", &wanted(None)), Err("nothing answers on port 80".into()));
         assert!(judge(b"HTTP/1.1 200", &wanted(None)).is_err());
         assert!(judge(b"SSH-2.0-OpenSSH\r\n", &wanted(None)).is_err());
+        assert!(begins_as_http(b"HT").is_ok() && begins_as_http(b"HTTP/1.1 200 O").is_ok());
+        assert!(begins_as_http(b"GET / HTTP/1.0").is_err());
     }
 }

@@ -232,6 +232,7 @@ impl<'a> Session<'a> {
             login: &self.job.login,
             boot_seconds: self.report.boot_seconds,
             boot_limit: self.job.plan.boot_limit,
+            degraded: !self.report.failed_units.is_empty(),
             doing: &|what| self.listener.doing(&self.plan.name, what),
         };
         let mut told = |mut result: crate::check::report::CheckResult| {

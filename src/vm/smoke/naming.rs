@@ -52,9 +52,19 @@ pub(super) fn named_failure(error: VmError, vm: &Vm) -> Result<MachineFailure, S
     }
 }
 
-/// A way that broke because the machine at its other end did: that end is the error.
+/// A way that broke because the machine at its other end did: that end is the error. An answer that doesn't come from a
+/// machine that only fetches what it had to forget is one of too little memory.
 fn explained(error: VmError, vm: &Vm) -> VmError {
     let what = match &error {
+        VmError::Timeout { tail, .. } => {
+            return match vm.thrashes() {
+                Some(line) => {
+                    let (failure, at) = (BootFailure::OutOfMemory, vm.age());
+                    VmError::Boot { failure, line, at, tail: tail.clone() }
+                }
+                None => error,
+            };
+        }
         VmError::Channel(why) => why.clone(),
         VmError::Monitor { command, .. } => format!("the answer to {command}"),
         _ => return error,
