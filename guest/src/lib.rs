@@ -13,7 +13,7 @@
 //! | 3 | [`generations`], [`modules`], [`state`] |
 //! | 2 | [`accounts`], [`cmdline`], [`verity_device`] |
 //! | 1 | [`copy`], [`generation`], [`menu`], [`steps`] |
-//! | 0 | [`config`], [`console`], [`error`], [`gpt`], [`sys`], [`uki`], [`ustar`], [`verity`] |
+//! | 0 | [`config`], [`console`], [`erofs`], [`error`], [`gpt`], [`sys`], [`uki`], [`ustar`], [`verity`] |
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 
@@ -24,6 +24,7 @@ pub mod config;
 pub mod console;
 pub mod copy;
 pub mod disk;
+pub mod erofs;
 pub mod error;
 pub mod generation;
 pub mod generations;

@@ -11,15 +11,13 @@ use std::path::{Path, PathBuf};
 
 use nix::libc;
 
+use crate::erofs;
 use crate::error::{At, FileError};
 use crate::sys::{self, DM_IOCTL_SIZE, LOOP_CONFIG_SIZE};
 use crate::verity::{BLOCK, RootHash, Superblock, VerityError};
 
 /// What the device is called among those of the device mapper.
 pub const DEVICE: &str = "kiln-system";
-/// Where EROFS has its superblock, and how it begins (kernel source: fs/erofs/erofs_fs.h).
-const EROFS_SUPERBLOCK: u64 = 1024;
-const EROFS_MAGIC: [u8; 4] = 0xE0F5_E1E2u32.to_le_bytes();
 /// How much is read at once.
 const BUFFER: usize = 1 << 20;
 
@@ -69,16 +67,13 @@ impl Image {
         let file = File::open(path).at("open", path)?;
         let len = file.metadata().at("read", path)?.len();
         let short = |needed| SystemError::Short { len, needed };
-        let mut erofs = [0; 128];
-        if len < EROFS_SUPERBLOCK + erofs.len() as u64 {
-            return Err(short(EROFS_SUPERBLOCK + erofs.len() as u64));
+        let mut head = [0; erofs::SUPERBLOCK_SIZE];
+        if len < erofs::SUPERBLOCK + head.len() as u64 {
+            return Err(short(erofs::SUPERBLOCK + head.len() as u64));
         }
-        file.read_exact_at(&mut erofs, EROFS_SUPERBLOCK).at("read", path)?;
-        let blocks = u32::from_le_bytes([erofs[36], erofs[37], erofs[38], erofs[39]]);
-        if erofs[..4] != EROFS_MAGIC || 1usize.checked_shl(u32::from(erofs[12])) != Some(BLOCK) {
-            return Err(SystemError::NotErofs);
-        }
-        let data = u64::from(blocks) * BLOCK as u64;
+        file.read_exact_at(&mut head, erofs::SUPERBLOCK).at("read", path)?;
+        let blocks = erofs::blocks(&head, BLOCK).ok_or(SystemError::NotErofs)?;
+        let data = blocks * BLOCK as u64;
         if len < data + BLOCK as u64 {
             return Err(short(data + BLOCK as u64));
         }
@@ -86,7 +81,7 @@ impl Image {
         let mut superblock = [0; BLOCK];
         file.read_exact_at(&mut superblock, data).at("read", path)?;
         let superblock = Superblock::decode(&superblock).map_err(wrong)?;
-        if superblock.data_blocks != u64::from(blocks) {
+        if superblock.data_blocks != blocks {
             return Err(wrong(VerityError::Unsupported("it is that of an image of another size")));
         }
         let needed = data + superblock.blocks() * BLOCK as u64;

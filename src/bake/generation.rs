@@ -157,7 +157,7 @@ impl Session<'_> {
         let image = content_of(&generation.system)?;
         let unified = self.kept(&generation.result, "uki")?;
         let mut blob = self.store.writer()?;
-        let mut archive = tar::Writer::new(&mut blob, self.store, |_| false);
+        let mut archive = tar::Writer::new(&mut blob, self.store);
         for (name, content) in
             [(MANIFEST, Content::bytes(manifest.print())), (UKI, Content::bytes(unified)), (SYSTEM, image)]
         {

@@ -32,14 +32,12 @@ pub struct Writer<'a, W: Write> {
     /// The pack that was read last: neighbours mostly lie in one.
     open: Option<(Digest, Arc<File>)>,
     buffer: Vec<u8>,
-    /// Which extended attributes go into the archive.
-    keep_xattr: fn(&[u8]) -> bool,
 }
 
 impl<'a, W: Write> Writer<'a, W> {
-    /// A writer into `out` that takes packed contents from `packs` and keeps the attributes that `keep_xattr` names.
-    pub fn new(out: W, packs: &'a dyn Packs, keep_xattr: fn(&[u8]) -> bool) -> Writer<'a, W> {
-        Writer { out, packs, open: None, buffer: Vec::with_capacity(BUFFER * 2), keep_xattr }
+    /// A writer into `out` that takes packed contents from `packs`.
+    pub fn new(out: W, packs: &'a dyn Packs) -> Writer<'a, W> {
+        Writer { out, packs, open: None, buffer: Vec::with_capacity(BUFFER * 2) }
     }
 
     /// Appends `node` under `path` (empty for the root). A hard link's target must have been written before.
@@ -50,7 +48,7 @@ impl<'a, W: Write> Writer<'a, W> {
         let header = Header::of(path, node)?;
         let mut records = header.pax_records();
         if !matches!(node.kind, Kind::HardLink(_)) {
-            for (name, value) in node.xattrs.iter().filter(|(name, _)| (self.keep_xattr)(name)) {
+            for (name, value) in &node.xattrs {
                 pax_record(&mut records, &[b"SCHILY.xattr.", name.as_slice()].concat(), value);
             }
         }
@@ -265,7 +263,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     fn archive(tree: &Tree) -> Vec<u8> {
-        let mut writer = Writer::new(Vec::new(), &NoPacks, |_| true);
+        let mut writer = Writer::new(Vec::new(), &NoPacks);
         for (path, node) in tree.iter() {
             writer.entry(path, node).unwrap();
         }
@@ -394,7 +392,7 @@ mod tests {
         let sizes = [0, 1, 511, 512, 513, BUFFER - 1, BUFFER, BUFFER + 1, 2 * BUFFER + 700, 4 * BUFFER + 3];
         let mut streams: [Vec<u8>; 2] = Default::default();
         for (packed, stream) in streams.iter_mut().enumerate() {
-            let mut writer = Writer::new(stream, &packs, |_| true);
+            let mut writer = Writer::new(stream, &packs);
             for (index, &len) in sizes.iter().enumerate() {
                 let content = if packed == 1 {
                     let sha256 = Digest::of(&bytes[7..7 + len]);
@@ -426,7 +424,7 @@ mod tests {
             prop_assume!(!path.is_empty());
             let mut node = Node::new(Kind::File(Content::bytes(content.clone())), mode, mtime).owned_by(ids.0, ids.1);
             node.xattrs = xattrs.into_iter().map(|(k, v)| (k.into_bytes(), v)).collect::<BTreeMap<_, _>>();
-            let mut writer = Writer::new(Vec::new(), &NoPacks, |_| true);
+            let mut writer = Writer::new(Vec::new(), &NoPacks);
             writer.entry(&path, &node).unwrap();
             let bytes = writer.finish().unwrap();
             prop_assert_eq!(bytes.len() % BLOCK, 0);

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use super::ImageError;
 use crate::arch::Arch;
-use crate::boot::grub::{STORE_MODULES, Target, early_config, store_config};
+use crate::boot::grub::{Target, early_config, store_config, store_modules};
 use crate::boot::{BootError, EFI_LOADER};
 use crate::host::fs::FileError;
 use crate::host::{sys, tools};
@@ -50,7 +50,7 @@ pub fn boot_files_of_store(
 ) -> Result<BootFiles, ImageError> {
     supported(arch)?;
     let config = store_config(Ids::of(name).esp_serial());
-    let core_img = make(tools, Target::Bios, &STORE_MODULES, &config)?;
+    let core_img = make(tools, Target::Bios, &store_modules(), &config)?;
     Ok(BootFiles { boot_img: boot_img(tools)?, core_img, esp })
 }
 

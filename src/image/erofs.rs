@@ -78,7 +78,7 @@ fn digest(path: &Path) -> Result<(Digest, u64), FileError> {
 }
 
 fn stream(job: &SystemJob<'_>, pipe: &mut dyn Write) -> std::io::Result<()> {
-    let mut writer = tar::Writer::new(pipe, job.packs, |_| true);
+    let mut writer = tar::Writer::new(pipe, job.packs);
     for (path, node) in job.tree.iter() {
         if crate::host::interrupt::check().is_err() {
             return Err(std::io::Error::other("interrupted"));

@@ -65,13 +65,13 @@ sub serve {
         }
         my $reply = "$folder/reply.$slot";
         my $attendant = fork;
-        reply($reply, '!') unless defined $attendant;
+        reply($reply, 'original') unless defined $attendant;
         next if $attendant // 1;
         $SIG{CHLD} = 'DEFAULT';
         close $requests;
         my $child = become($pid) ? fork : undef;
         if (!defined $child) {
-            reply($reply, '!');
+            reply($reply, 'original');
             kill KILL => $$;
             sleep;
         }

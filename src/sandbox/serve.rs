@@ -52,8 +52,7 @@ impl Servers {
     }
 
     fn serve(&mut self, runner: &Runner, program: &Path, text: &str) -> Inner<()> {
-        let name = program.file_name().unwrap_or_default().to_string_lossy();
-        let folder = PathBuf::from(format!("{DIR}/{name}"));
+        let folder = folder(program);
         fs::create_dir_all(&folder).doing("making a folder for a server")?;
         let write = |name: &str, text: &str| fs::write(folder.join(name), text).doing("writing a server");
         write("original", text)?;
@@ -85,7 +84,7 @@ impl Servers {
             let _ = server.wait();
             let answers: Vec<File> = pipes[1..].iter().filter_map(|pipe| open(pipe).ok()).collect();
             for mut answer in &answers {
-                let _ = answer.write_all(b"!\n");
+                let _ = answer.write_all(b"gone\n");
             }
             // Not closed: what is written there is to be found.
             std::mem::forget((requests, answers));
@@ -93,11 +92,82 @@ impl Servers {
         Ok(())
     }
 
-    /// Takes the stubs away.
+    /// Takes the stubs away. Packages' scripts don't always look at how a program ended: an answer that was none has to be
+    /// told here.
     pub fn end(self) -> Inner<()> {
         for program in &self.bound {
             umount2(program, MntFlags::MNT_DETACH).doing("taking a stub away")?;
+            let call = fs::read_to_string(folder(program).join("broken"));
+            if let Some(call) = call.ok().as_deref().and_then(|calls| calls.lines().next()) {
+                let why = std::io::Error::other(format!("no answer to {} {call}", program.display()));
+                return Err(why).doing("serving a program of packages' scripts");
+            }
         }
         Ok(())
+    }
+}
+
+/// Where a server of a program has its files.
+fn folder(program: &Path) -> PathBuf {
+    Path::new(DIR).join(program.file_name().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A stub whose server is this test.
+    struct Served(tempfile::TempDir);
+
+    impl Served {
+        fn new() -> Served {
+            let folder = tempfile::tempdir().unwrap();
+            let stub = STUB.replace("@PATH@", "/usr/bin/program");
+            let stub = stub.replace("@DIR@", &folder.path().display().to_string());
+            fs::write(folder.path().join("stub"), stub.replace("@PID@", &std::process::id().to_string()))
+                .unwrap();
+            for pipe in ["requests", "reply.1"] {
+                mkfifo(&folder.path().join(pipe), Mode::from_bits_truncate(0o600)).unwrap();
+            }
+            Served(folder)
+        }
+
+        /// Calls the program; the request was made.
+        fn call(&self) -> (Child, File) {
+            let requests = self.0.path().join("requests");
+            let requests = File::options().read(true).write(true).open(requests).unwrap();
+            let mut command = Command::new("/bin/sh");
+            command.arg(self.0.path().join("stub")).arg("enable").stdin(Stdio::null());
+            (command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap(), requests)
+        }
+
+        /// The pipe of the answer, once the stub waits for it.
+        fn answer(&self) -> File {
+            File::options().write(true).open(self.0.path().join("reply.1")).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_call_lasts_until_its_answer_is_closed() {
+        let served = Served::new();
+        let (mut call, _requests) = served.call();
+        let mut answer = served.answer();
+        answer.write_all(b"7\n").unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(call.try_wait().unwrap(), None, "the next call would read this pipe's end");
+        drop(answer);
+        assert_eq!(call.wait().unwrap().code(), Some(7));
+    }
+
+    #[test]
+    fn an_answer_that_is_none_is_remembered() {
+        let served = Served::new();
+        let (mut call, _requests) = served.call();
+        drop(served.answer());
+        assert_eq!(call.wait().unwrap().code(), Some(255));
+        assert_eq!(fs::read_to_string(served.0.path().join("broken")).unwrap(), "enable: \n");
     }
 }

@@ -5,9 +5,13 @@ if [ -d /proc/@PID@ ] && ! [ -f /proc/self/fd/0 ] && ! [ -f /proc/self/fd/1 ] &&
     for slot in 1 2 3 4; do
         if { true > @DIR@/lock.$slot; } 2> /dev/null; then
             echo "$slot $$" > @DIR@/requests
-            read -r status < @DIR@/reply.$slot
-            [ "$status" = '!' ] || exit "$status"
-            break
+            # Up to the end: who answers may have the pipe open a moment longer, and whoever is next would read that end.
+            { read -r status; [ "$status" = gone ] || read -r rest; } < @DIR@/reply.$slot
+            case $status in
+            gone | original) break ;;
+            '' | *[!0-9]*) echo "$*: $status" >> @DIR@/broken; exit 255 ;;
+            esac
+            exit "$status"
         fi
     done
 fi

@@ -28,6 +28,8 @@ const CHANGED: &str = r#"files."/etc/motd".text="changed\n""#;
 /// A local AWS, and somebody who publishes there.
 struct Case {
     local: Local,
+    /// The ready-made profile that is published.
+    name: &'static str,
     /// Home and working folder.
     folder: tempfile::TempDir,
     profile: PathBuf,
@@ -40,7 +42,12 @@ struct Case {
 impl Case {
     /// With the profile's own two regions and a third.
     fn new() -> Case {
-        let (profile, image) = baked();
+        Case::of("server")
+    }
+
+    /// The same with another ready-made profile.
+    fn of(name: &'static str) -> Case {
+        let (profile, image) = baked(name);
         let folder = tempfile::tempdir().unwrap();
         // The tests' store, but for the journals: the ids of a local AWS are the same each time.
         std::fs::create_dir_all(folder.path().join("store/uploads")).unwrap();
@@ -50,7 +57,7 @@ impl Case {
                 std::os::unix::fs::symlink(entry.path(), link).unwrap();
             }
         }
-        Case { local: Local::start(), folder, profile, image, sets: vec![THIRD.to_owned()] }
+        Case { local: Local::start(), name, folder, profile, image, sets: vec![THIRD.to_owned()] }
     }
 
     /// With only one region: eu-central-1.
@@ -110,7 +117,8 @@ impl Case {
 
     /// What the last publication recorded.
     fn record(&self) -> Value {
-        let text = std::fs::read(self.folder.path().join("out/server/publication.json")).expect("a record");
+        let path = self.folder.path().join("out").join(self.name).join("publication.json");
+        let text = std::fs::read(path).expect("a record");
         serde_json::from_slice(&text).expect("JSON")
     }
 
@@ -163,16 +171,17 @@ impl Drop for Case {
     }
 }
 
-/// The profile and its image, baked: looked at once for each build of the program, not by each test.
-fn baked() -> (PathBuf, PathBuf) {
+/// A ready-made profile and its image, baked: looked at once for each build of the program, not by each test.
+fn baked(name: &str) -> (PathBuf, PathBuf) {
     let cache = machine::cache();
-    let (profile, image) = (cache.join("profiles/server.ncl"), cache.join("out/server/server.raw"));
+    let profile = cache.join("profiles").join(format!("{name}.ncl"));
+    let image = cache.join("out").join(name).join(format!("{name}.raw"));
     let when = |path: &std::path::Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
     let lock = profile.with_extension("lock");
     let now = || format!("{:?} {:?} {:?}", when(KILN.as_ref()), when(&lock), when(&image));
-    let stamp = cache.join("baked-to-be-published");
+    let stamp = cache.join(format!("{name}-baked-to-be-published"));
     if std::fs::read_to_string(&stamp).ok() != Some(now()) {
-        machine::image("server");
+        machine::image(name);
         kiln::host::fs::write_atomically(&stamp, now().as_bytes()).expect("a stamp");
     }
     (profile, image)

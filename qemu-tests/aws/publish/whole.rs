@@ -67,7 +67,7 @@ fn changed(case: &Case) -> std::path::PathBuf {
     build = case.command(KILN);
     build.args(&arguments[..5]).arg(&out).args(&arguments[5..]).args(["--set", CHANGED]);
     Said::of(&mut build).good();
-    out.join("server.raw")
+    out.join(format!("{}.raw", case.name))
 }
 
 #[test]
@@ -94,22 +94,44 @@ fn an_image_lives_in_three_regions() {
 
     let first = REGIONS.map(|region| case.published(region));
     let image = changed(&case);
+    // A tenth of the first upload.
+    goes_on_top_of_the_first(&case, 92);
+    reads_back(&case, &image);
+
+    verified(&case);
+    listed_and_retired(&case, &first);
+}
+
+/// Publishes the image with one file changed: each region is sent the difference, of fewer than `limit` blocks.
+#[track_caller]
+fn goes_on_top_of_the_first(case: &Case, limit: u64) {
     let mut second = case.publishing(&[CHANGED]);
     let events = Said::of(second.arg("--json")).good().events();
     let sent: Vec<&Value> = events.iter().filter(|event| event["event"] == "sending").collect();
     assert_eq!(sent.len(), 3);
     for event in sent {
         let (blocks, of) = (event["blocks"].as_u64().unwrap(), event["of"].as_u64().unwrap());
-        println!("one file changed: {blocks} of {of} blocks sent");
-        assert!(blocks > 0 && blocks < 92, "a tenth of the first upload: {event}");
+        println!("{}, one file changed: {blocks} of {of} blocks sent", case.name);
+        assert!(blocks > 0 && blocks < limit, "{event}");
         assert!(event["parent"].as_str().unwrap().starts_with("snap-"), "{event}");
     }
     assert_eq!(events.last().unwrap()["event"], "done");
     assert_eq!(events.last().unwrap()["publication"], case.record());
-    reads_back(&case, &image);
+}
 
-    verified(&case);
-    listed_and_retired(&case, &first);
+/// A system in a verified image goes up as any other disk does.
+#[test]
+fn a_disk_of_the_store_layout_is_published_like_any_other() {
+    let case = Case::of("store");
+    case.publish(&[]).good();
+    reads_back(&case, &case.image);
+    case.has_no_orphans();
+    let from = wire::log(&case.local).len();
+    case.publish(&[]).good();
+    assert_eq!(case.changes(from), Vec::<String>::new());
+    let image = changed(&case);
+    goes_on_top_of_the_first(&case, 4096);
+    reads_back(&case, &image);
 }
 
 /// Whether the machine has more to do than it can: then nothing is said about seconds.
@@ -227,7 +249,7 @@ fn listed_and_retired(case: &Case, first: &[(String, String); 3]) {
 #[test]
 fn a_code_is_asked_for_once_before_any_work() {
     let desk = Desk::with_mfa();
-    let (profile, _) = super::baked();
+    let (profile, _) = super::baked("server");
     let store = machine::cache().join("store");
     let out = desk.local.url().to_owned();
     let folder = tempfile::tempdir().unwrap();

@@ -1,22 +1,17 @@
 //! The store layout: the system's image that the kernel is told of, and whether its hash tree is the one that the root hash
 //! stands for. The data itself is verified by the machine, block by block as it is read.
 
+use kiln_guest::erofs;
 use kiln_guest::generation::is_system_name;
 use kiln_guest::verity::{BLOCK, RootHash, Superblock};
 
 use super::config::Entry;
-use super::table::u32_at;
 use super::volume::Volume;
 use super::{Finding, failed, passed, skipped};
 use crate::units::Bytes;
 
 /// Where the images lie on their partition.
 const FOLDER: &str = "store";
-/// EROFS's superblock, its magic number, and where it says how many blocks there are and how large.
-const SUPERBLOCK: u64 = 1024;
-const MAGIC: [u8; 4] = [0xe2, 0xe1, 0xf5, 0xe0];
-const BLOCK_BITS: usize = 12;
-const BLOCKS: usize = 36;
 /// The largest hash tree that is read: that of an image of 16 GiB.
 const LARGEST_TREE: u64 = 128 << 20;
 
@@ -63,19 +58,14 @@ pub(super) fn system(volumes: &[Volume], entry: &Entry, name: &str) -> Finding {
 }
 
 fn check(volume: &Volume, path: &str, root: &RootHash) -> Result<Option<Bytes>, String> {
-    let Some((head, size)) = volume.part(path, SUPERBLOCK, 128)? else { return Ok(None) };
-    let bits = head.get(BLOCK_BITS).copied().unwrap_or_default();
-    if !head.starts_with(&MAGIC) || !(9..=16).contains(&bits) {
-        return Err("it is no EROFS file system".to_owned());
-    }
-    let data = (u64::from(u32_at(&head, BLOCKS)) << bits).next_multiple_of(BLOCK as u64);
+    let part = volume.part(path, erofs::SUPERBLOCK, erofs::SUPERBLOCK_SIZE)?;
+    let Some((head, size)) = part else { return Ok(None) };
+    let blocks = erofs::blocks(&head, BLOCK).ok_or("it is no EROFS file system with blocks of 4096 bytes")?;
+    let data = blocks * BLOCK as u64;
     let Some((superblock, _)) = volume.part(path, data, BLOCK)? else { return Ok(None) };
     let superblock = Superblock::decode(&superblock).map_err(|e| e.to_string())?;
     let tree = superblock.blocks().saturating_sub(1).saturating_mul(BLOCK as u64);
-    if superblock.data_blocks != data / BLOCK as u64
-        || data + tree + BLOCK as u64 != size
-        || tree > LARGEST_TREE
-    {
+    if superblock.data_blocks != blocks || data + tree + BLOCK as u64 != size || tree > LARGEST_TREE {
         return Err("its hash tree is not as large as it must be".to_owned());
     }
     let Some((bytes, _)) = volume.part(path, data + BLOCK as u64, tree as usize)? else { return Ok(None) };

@@ -161,6 +161,8 @@ mod tests {
 
     #[test]
     fn who_reads_everything_once_has_memory_enough() {
-        assert!(!over_and_over(300, 250) && over_and_over(751, 250) && !over_and_over(u64::MAX, u64::MAX / 2));
+        assert!(
+            !over_and_over(300, 250) && over_and_over(751, 250) && !over_and_over(u64::MAX, u64::MAX / 2)
+        );
     }
 }
