@@ -16,8 +16,9 @@ use crate::host::tools;
 use crate::tree::{Packs, Tree};
 use crate::units::Bytes;
 
-/// How files are compressed. LZ4 unpacks at several times the speed of zstd, which a booting machine feels.
-const COMPRESSION: &str = "-zlz4hc,12";
+/// How files are compressed. LZ4 unpacks at several times the speed of zstd, which a booting machine feels. Of a server's tree the
+/// highest level saves another 6 % of the image, and takes 28 s of processor time instead of 1.3 at every change.
+const COMPRESSION: &str = "-zlz4hc,1";
 /// How much is compressed at once, in bytes: the larger, the smaller the image, and the more is read for one page.
 const CLUSTER: &str = "-C65536";
 
