@@ -24,12 +24,9 @@ impl Pulse {
         if passed < PERIOD {
             return;
         }
-        let Some(ticks) =
-            std::fs::read_to_string(format!("/proc/{pid}/stat")).ok().and_then(|s| ticks_of(&s))
-        else {
-            return;
-        };
-        self.note(ticks, now);
+        if let Some(ticks) = ticks(pid) {
+            self.note(ticks, now);
+        }
     }
 
     fn note(&mut self, ticks: u64, now: Duration) {
@@ -52,6 +49,20 @@ impl Pulse {
     pub(super) fn idle_since(&self) -> Option<Duration> {
         self.idle_since
     }
+}
+
+/// Processor time that a process has used; nothing of one that is gone.
+pub(super) fn processor_time(pid: u32) -> Duration {
+    Duration::from_secs_f64(ticks(pid).unwrap_or_default() as f64 / TICKS_PER_SECOND)
+}
+
+/// Whether a guest that used so much processor time in a while only waited.
+pub(super) fn only_waited(used: Duration, passed: Duration) -> bool {
+    used <= passed.mul_f64(IDLE_SHARE)
+}
+
+fn ticks(pid: u32) -> Option<u64> {
+    ticks_of(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
 /// User and system time of a process in ticks: the fields 14 and 15 of proc(5)'s stat, counted behind the program's name, which may

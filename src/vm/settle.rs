@@ -7,6 +7,7 @@ use super::channel::HANG;
 use super::failure::{BootFailure, VmError};
 use super::guest::Guest;
 use super::process::Vm;
+use super::pulse;
 
 /// The system once nothing starts or stops any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +22,12 @@ pub struct Settled {
 const PAUSE: Duration = Duration::from_secs(1);
 /// How often in a row everything must be quiet: a service that restarts itself seems up for a moment.
 const SAMPLES: u32 = 3;
+/// Between two looks once nothing has changed for [`UNCHANGED`]: a look is work for an emulated machine, which hides whether it has
+/// any other.
+const LONG_PAUSE: Duration = Duration::from_secs(10);
+const UNCHANGED: Duration = Duration::from_secs(20);
+/// In so many long pauses in a row a guest that hangs has done nothing.
+const IDLE_PAUSES: u32 = 3;
 /// A question takes at most this long, even of a system that is busy with starting.
 const QUESTION: Duration = Duration::from_secs(60);
 /// First line the state, then the jobs that run, then units on their way, each with its word.
@@ -46,11 +53,11 @@ struct Seen {
 /// [`VmError`] as for [`Guest::run`]; a unit that never gets there; [`VmError::Timeout`] when units keep starting.
 pub fn until_settled(vm: &Vm, guest: &mut dyn Guest, limit: Duration) -> Result<Settled, VmError> {
     let begun = Instant::now();
-    let (mut quiet, mut last, mut since) = (0, Seen::default(), Instant::now());
+    let (mut quiet, mut idle, mut last, mut since) = (0, 0, Seen::default(), Instant::now());
     loop {
         let seen = parse(&guest.run(LOOK, QUESTION)?.stdout);
         if seen != last {
-            (quiet, since) = (0, Instant::now());
+            (quiet, idle, since) = (0, 0, Instant::now());
         }
         if seen.moving.is_empty() && !matches!(seen.state.as_str(), "" | "starting" | "initializing") {
             quiet += 1;
@@ -58,16 +65,33 @@ pub fn until_settled(vm: &Vm, guest: &mut dyn Guest, limit: Duration) -> Result<
         if quiet >= SAMPLES {
             return Ok(Settled { state: seen.state, failed: seen.failed });
         }
-        if !seen.moving.is_empty() && since.elapsed() > HANG {
+        if !seen.moving.is_empty() && since.elapsed() > HANG && idle >= IDLE_PAUSES {
             return Err(hang(vm, &seen, since.elapsed()));
         }
         if begun.elapsed() > limit {
             let what = format!("end of the boot: {}", waits_for(&seen));
             return Err(VmError::Timeout { what, limit, tail: vm.tail() });
         }
+        let unchanged = !seen.moving.is_empty() && since.elapsed() > UNCHANGED;
         last = seen;
-        std::thread::sleep(PAUSE);
+        if !unchanged {
+            std::thread::sleep(PAUSE);
+        } else if waits(vm, LONG_PAUSE)? {
+            idle += 1;
+        } else {
+            idle = 0;
+        }
     }
+}
+
+/// Lets a while pass; whether the guest did nothing in it.
+fn waits(vm: &Vm, pause: Duration) -> Result<bool, VmError> {
+    let (begun, used, mut lines) = (Instant::now(), vm.processor_time(), vm.line_count());
+    while begun.elapsed() < pause {
+        std::thread::sleep(PAUSE);
+        vm.news(&mut lines, "end of the boot")?;
+    }
+    Ok(pulse::only_waited(vm.processor_time().saturating_sub(used), begun.elapsed()))
 }
 
 fn hang(vm: &Vm, seen: &Seen, waited: Duration) -> VmError {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::Vm;
 use crate::units::{Bytes, SECTOR};
 use crate::vm::failure::{BootFailure, DISK_FAILED, VmError, named};
+use crate::vm::pulse;
 
 /// A boot loader speaks within this of being started, under emulation on a busy host.
 const BOOT_CODE: Duration = Duration::from_secs(20);
@@ -76,6 +77,11 @@ impl Vm {
             });
         }
         Ok(())
+    }
+
+    /// Processor time that the machine has used.
+    pub(in crate::vm) fn processor_time(&self) -> Duration {
+        pulse::processor_time(self.pid())
     }
 
     fn time_to_look(&self) -> bool {
