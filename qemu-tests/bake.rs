@@ -84,6 +84,22 @@ pub(crate) fn finished(mut command: Command) -> Output {
     output
 }
 
+/// Kiln on what seems to be another host: its name, umask, time zone, locale, folder of temporary files, and one processor.
+pub(crate) fn on_another_host(store: &Path, folder: &Path) -> Command {
+    let script = "hostname quite-another && umask 077 && exec taskset -c 0 \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--uts", "sh", "-c", script, "sh", KILN, "--store"]).arg(store);
+    command.env("TZ", "Pacific/Kiritimati").env("LC_ALL", "tr_TR.UTF-8").env("LANG", "tr_TR.UTF-8");
+    let temporary = folder.join("tmp");
+    fs::create_dir(&temporary).expect("a folder");
+    command
+        .env("TMPDIR", &temporary)
+        .env("HOME", "/nonexistent")
+        .env("USER", "somebody")
+        .env("SOURCE_DATE_EPOCH", "1");
+    command
+}
+
 /// Each image's name and SHA-256, computed by another program than Kiln.
 fn digests(out: &Path) -> Vec<(String, String)> {
     let mut found = Vec::new();
@@ -104,12 +120,17 @@ pub(crate) fn store_with_packages(folder: &Path) -> PathBuf {
 
 /// A store with what a lock names, of what the shared store has, and nothing else, below `folder`.
 pub(crate) fn store_with(lock: &str, folder: &Path) -> PathBuf {
+    part_of_store(&shared_store(), lock, folder)
+}
+
+/// A store with what a lock names, of what another store has, and nothing else, below `folder`.
+pub(crate) fn part_of_store(all: &Path, lock: &str, folder: &Path) -> PathBuf {
     let store = folder.join("store");
     for word in lock.split(|c: char| !c.is_ascii_hexdigit()).filter(|w| w.len() == 64) {
         let blob = Path::new("blobs").join(&word[..2]).join(word);
-        if shared_store().join(&blob).exists() {
+        if all.join(&blob).exists() {
             fs::create_dir_all(store.join(&blob).parent().expect("a parent")).expect("a folder");
-            fs::copy(shared_store().join(&blob), store.join(&blob)).expect("a copy");
+            fs::copy(all.join(&blob), store.join(&blob)).expect("a copy");
         }
     }
     store
@@ -135,19 +156,9 @@ fn another_host_gives_the_same_bytes() {
     let project = copy_of_project(folder.path(), true);
     let store = store_with_packages(folder.path());
     let out = folder.path().join("elsewhere/out");
-    // Another host name, umask, time zone, locale, temporary folder, one processor, a tmpfs, another order of files.
-    let script = "hostname quite-another && umask 077 && exec taskset -c 0 \"$@\"";
-    let mut command = Command::new("unshare");
-    command.args(["--uts", "sh", "-c", script, "sh", KILN, "--store"]).arg(&store).arg("build");
-    command.arg(project.join("same.ncl")).arg("-o").arg(&out).args(["--offline", "--format", "raw,qcow2"]);
-    let temporary = folder.path().join("tmp");
-    fs::create_dir(&temporary).expect("a folder");
-    command.env("TZ", "Pacific/Kiritimati").env("LC_ALL", "tr_TR.UTF-8").env("LANG", "tr_TR.UTF-8");
-    command
-        .env("TMPDIR", &temporary)
-        .env("HOME", "/nonexistent")
-        .env("USER", "somebody")
-        .env("SOURCE_DATE_EPOCH", "1");
+    let mut command = on_another_host(&store, folder.path());
+    command.arg("build").arg(project.join("same.ncl")).arg("-o").arg(&out);
+    command.args(["--offline", "--format", "raw,qcow2"]);
     finished(command);
     assert_eq!(digests(&out), reference().images);
 }

@@ -12,7 +12,7 @@ use crate::cmdline;
 use crate::copy;
 use crate::error::{At, FileError};
 use crate::generation::is_system_name;
-use crate::menu::{self, ENTRIES, ENVIRONMENT, Entry, EntryName, Environment, MENU, Standing, TRIES, Tries};
+use crate::menu::{self, ENTRIES, ENVIRONMENT, Entry, EntryName, Environment, MENUS, Standing, TRIES, Tries};
 use crate::steps::{Steps, Stopped};
 use crate::uki;
 
@@ -96,6 +96,11 @@ impl Generation {
     }
 }
 
+/// The name of a generation's entry while it is written.
+fn unfinished(generation: u32) -> String {
+    format!("kiln-{generation:05}{UNFINISHED}")
+}
+
 /// Reads what a menu needs of a unified kernel image; all else is left zero, as it takes longer to read than to load.
 fn outline(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     let file = File::open(path).at("open", path)?;
@@ -113,6 +118,16 @@ fn outline(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
         file.read_exact_at(bytes, section.offset).at("read", path)?;
     }
     Ok(Some(image))
+}
+
+/// Writes a file of the EFI system partition where it is.
+///
+/// One that is replaced by renaming another is lost for a while on FAT: what it held is given back, on the disk as well, before its
+/// name leads to what is new.
+fn overwrite(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    let file = File::options().create(true).truncate(false).write(true).open(path).at("open", path)?;
+    file.write_all_at(bytes, 0).and_then(|()| file.sync_all()).at("write", path)?;
+    copy::sync_file_system(path)
 }
 
 /// Names of the files in a folder; none when there is no folder.
@@ -160,7 +175,7 @@ impl Roots {
 
     /// Whether the disk also boots through GRUB.
     fn has_grub(&self) -> bool {
-        self.esp.join(MENU).parent().is_some_and(Path::is_dir)
+        self.esp.join(ENVIRONMENT).parent().is_some_and(Path::is_dir)
     }
 
     /// A block that can't be read is an empty one: GRUB sees it the same way.
@@ -179,13 +194,19 @@ impl Roots {
         if !self.has_grub() || after == before {
             return Ok(());
         }
-        // One that is full says nothing of generations any longer: begun anew, it only lets some be tried again.
-        let block = after.print().or_else(|| Environment::default().print()).unwrap_or_default();
         steps.step()?;
-        Ok(copy::write_atomically(&self.esp.join(ENVIRONMENT), &block)?)
+        Ok(self.write_environment(&after)?)
     }
 
-    /// Writes GRUB's menu of all generations but some.
+    /// Writes the block where it is, as GRUB does: what changes lies in its first sector.
+    fn write_environment(&self, environment: &Environment) -> Result<(), FileError> {
+        // One that is full says nothing of generations any longer: begun anew, it only lets some be tried again.
+        let block =
+            environment.print().or_else(|| environment.of_no_generation().print()).unwrap_or_default();
+        overwrite(&self.esp.join(ENVIRONMENT), &block)
+    }
+
+    /// Writes GRUB's menu of all generations but some: the one of the two that isn't in use, which then is.
     ///
     /// # Errors
     /// When it can't be written.
@@ -196,12 +217,17 @@ impl Roots {
         let generations = self.generations()?;
         let entries: Vec<Entry> =
             generations.into_iter().filter(|g| !but.contains(&g.number())).filter_map(|g| g.entry).collect();
-        let (path, text) = (self.esp.join(MENU), menu::grub_menu(&entries));
-        if fs::read(&path).is_ok_and(|bytes| bytes == text.as_bytes()) {
+        let (bytes, mut environment) = (menu::menu_file(&menu::grub_menu(&entries)), self.environment());
+        let in_use = environment.menu();
+        if fs::read(self.esp.join(MENUS[in_use])).is_ok_and(|found| found == bytes) {
             return Ok(());
         }
+        let other = 1 - in_use;
         steps.step()?;
-        Ok(copy::write_atomically(&path, text.as_bytes())?)
+        overwrite(&self.esp.join(MENUS[other]), &bytes)?;
+        environment.set_menu(other);
+        steps.step()?;
+        Ok(self.write_environment(&environment)?)
     }
 
     /// Removes what an interrupted `kiln switch` left.
@@ -209,15 +235,49 @@ impl Roots {
     /// # Errors
     /// When it can't be removed.
     pub fn remove_unfinished(&self) -> Result<(), FileError> {
-        for (folder, unfinished) in [(self.store(), true), (self.entries(), false)] {
-            for name in names(&folder)? {
-                let found = if unfinished { name.starts_with(INCOMING) } else { name.ends_with(UNFINISHED) };
-                if found {
-                    copy::remove(&folder.join(name))?;
-                }
+        for name in names(&self.store())?.iter().filter(|name| name.starts_with(INCOMING)) {
+            copy::remove(&self.store().join(name))?;
+        }
+        let entries = names(&self.entries())?;
+        for name in entries.iter().filter(|name| name.ends_with(UNFINISHED)) {
+            let whole = |other: &&String| {
+                EntryName::parse(other).is_some_and(|entry| unfinished(entry.generation) == *name)
+            };
+            match entries.iter().find(whole) {
+                None => copy::remove(&self.entries().join(name))?,
+                Some(entry) => self.untangle(name, entry)?,
             }
         }
         Ok(())
+    }
+
+    /// Writes an entry: all of it under a name at which no boot loader looks, then in one step under its own.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn write_entry(&self, name: EntryName, uki: &[u8], steps: &mut Steps) -> Result<(), Stopped> {
+        let path = self.entries().join(name.to_string());
+        let new = self.entries().join(unfinished(name.generation));
+        steps.step()?;
+        copy::remove(&new)?;
+        let mut file = File::options().write(true).create_new(true).open(&new).at("create", &new)?;
+        io::Write::write_all(&mut file, uki).and_then(|()| file.sync_all()).at("write", &new)?;
+        steps.step()?;
+        fs::rename(&new, &path).at("create", &path)?;
+        Ok(copy::sync_file_system(&self.esp)?)
+    }
+
+    /// Takes one of two names of an entry away. A cut in the middle of a rename leaves both on FAT, with their bytes in common: whichever
+    /// is removed takes them along, so that the other is written anew.
+    fn untangle(&self, name: &str, keep: &str) -> Result<(), FileError> {
+        let (path, kept) = (self.entries().join(name), self.entries().join(keep));
+        let bytes = fs::read(&kept).at("read", &kept)?;
+        copy::remove(&path)?;
+        copy::remove(&kept)?;
+        copy::sync_file_system(&self.esp)?;
+        let mut file = File::options().write(true).create_new(true).open(&kept).at("create", &kept)?;
+        io::Write::write_all(&mut file, &bytes).and_then(|()| file.sync_all()).at("write", &kept)?;
+        copy::sync_file_system(&self.esp)
     }
 
     /// Notes that a generation has come up; whether that wasn't known.
@@ -252,6 +312,9 @@ impl Roots {
         let name = EntryName { generation: generation.number(), tries };
         let (from, to) = (self.entries().join(&generation.file), self.entries().join(name.to_string()));
         steps.step()?;
+        if from != to && to.exists() {
+            return Ok(self.untangle(&generation.file, &name.to_string())?);
+        }
         fs::rename(&from, &to).at("rename", &from)?;
         Ok(copy::sync_file_system(&self.esp)?)
     }

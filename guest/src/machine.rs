@@ -117,7 +117,8 @@ fn mount_privately(esp: &Path) -> Result<(), FileError> {
     let nothing = None::<&str>;
     mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).at("mount", "/")?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mounts::device(esp, Path::new(ESP), "vfat", flags, Some("umask=0077"))
+    // What a cut left of a file that was being written is removed again: an error then, which must not make all read-only.
+    mounts::device(esp, Path::new(ESP), "vfat", flags, Some("umask=0077,errors=continue"))
 }
 
 #[cfg(test)]

@@ -11,14 +11,18 @@ use crate::uki::{self, NotAnImage};
 
 /// The folder of unified kernel images on the EFI system partition (UAPI group's specification 1, type 2 entries).
 pub const ENTRIES: &str = "EFI/Linux";
-/// GRUB's menu on the EFI system partition, which its configuration reads.
-pub const MENU: &str = "kiln/menu.cfg";
+/// GRUB's menus on the EFI system partition. One of them is in use, and stays as it is while the other one is written.
+pub const MENUS: [&str; 2] = ["kiln/menu.cfg", "kiln/menu-2.cfg"];
+/// The variable of the environment block that says which menu is in use, and what it says of each.
+const IN_USE: (&str, [&str; 2]) = ("kiln_menu", ["", "-2"]);
 /// GRUB's environment block on the EFI system partition.
 pub const ENVIRONMENT: &str = "kiln/grubenv";
 /// How often a new generation may fail to come up.
 pub const TRIES: u32 = 3;
 /// Size of an environment block: GRUB rewrites it in place.
 const ENVIRONMENT_SIZE: usize = 1024;
+/// Room for the menu of some sixteen generations.
+const MENU_SIZE: usize = 16 << 10;
 const ENVIRONMENT_HEAD: &str = "# GRUB Environment Block\n";
 const SECTOR: u64 = 512;
 
@@ -140,6 +144,21 @@ impl Entry {
     }
 }
 
+/// A menu as a file: with blank lines behind it, so that it can be written anew where it is, whatever generations come.
+#[must_use]
+pub fn menu_file(menu: &str) -> Vec<u8> {
+    let mut bytes = menu.as_bytes().to_vec();
+    bytes.resize(bytes.len().max(MENU_SIZE), b'\n');
+    bytes
+}
+
+/// What GRUB's configuration ends with: it reads the menu that is in use.
+#[must_use]
+pub fn grub_source() -> String {
+    let name = IN_USE.0;
+    format!("load_env -f ($root)/{ENVIRONMENT} {name}\nsource ($root)/kiln/menu${{{name}}}.cfg\n")
+}
+
 /// GRUB's menu of generations, the newest first.
 #[must_use]
 pub fn grub_menu(entries: &[Entry]) -> String {
@@ -242,6 +261,27 @@ impl Environment {
             "good" => Some(Standing::Good),
             text => number(text).map(Standing::Left),
         }
+    }
+
+    /// Which of [`MENUS`] is in use.
+    #[must_use]
+    pub fn menu(&self) -> usize {
+        let (name, values) = IN_USE;
+        usize::from(self.values.get(name).is_some_and(|value| value == values[1]))
+    }
+
+    /// Takes another of [`MENUS`].
+    pub fn set_menu(&mut self, menu: usize) {
+        let (name, values) = IN_USE;
+        self.values.insert(name.to_owned(), values[menu.min(1)].to_owned());
+    }
+
+    /// The same without anything of generations.
+    #[must_use]
+    pub fn of_no_generation(&self) -> Environment {
+        let mut environment = Environment::default();
+        environment.set_menu(self.menu());
+        environment
     }
 
     /// The generations of which something is known.
@@ -354,7 +394,17 @@ menuentry 'web 1.2' --id kiln-2 {
         environment.set(2, None);
         assert_eq!((environment.standing(2), environment.generations()), (None, vec![1]));
         assert_eq!(Environment::parse(&[0xff; 1024]), Environment::default());
+        assert_eq!(environment.menu(), 0);
+        environment.set_menu(1);
+        environment = Environment::parse(&environment.print().unwrap());
+        assert_eq!((environment.menu(), environment.generations()), (1, vec![1]));
         (0..200).for_each(|generation| environment.set(generation, Some(Standing::Good)));
         assert_eq!(environment.print(), None);
+        let begun_anew = environment.of_no_generation();
+        assert_eq!((begun_anew.menu(), begun_anew.generations()), (1, vec![]));
+        assert_eq!(
+            grub_source(),
+            "load_env -f ($root)/kiln/grubenv kiln_menu\nsource ($root)/kiln/menu${kiln_menu}.cfg\n"
+        );
     }
 }

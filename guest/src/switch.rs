@@ -16,7 +16,7 @@ use crate::cmdline;
 use crate::copy;
 use crate::error::{At, FileError};
 use crate::generation::{self, LONGEST_MANIFEST, Manifest, ManifestError};
-use crate::generations::{Generation, INCOMING, LARGEST_UKI, Roots, Running, UNFINISHED};
+use crate::generations::{Generation, INCOMING, LARGEST_UKI, Roots, Running};
 use crate::menu::{Entry, EntryName, Standing, TRIES};
 use crate::steps::{Steps, Stopped};
 use crate::uki::NotAnImage;
@@ -334,16 +334,7 @@ fn try_again(roots: &Roots, newest: &Generation, steps: &mut Steps) -> Result<Ou
 }
 
 /// Writes a generation's entry: first what GRUB counts with, so that it never sees an entry without.
-fn add_entry(roots: &Roots, number: u32, uki: &[u8], steps: &mut Steps) -> Result<(), SwitchError> {
+fn add_entry(roots: &Roots, number: u32, uki: &[u8], steps: &mut Steps) -> Result<(), Stopped> {
     roots.note(&[(number, Some(Standing::Left(TRIES)))], steps)?;
-    let path = roots.entries().join(EntryName::untried(number).to_string());
-    let new = roots.entries().join(format!("kiln-{number:05}{UNFINISHED}"));
-    steps.step().map_err(Stopped::from)?;
-    copy::remove(&new)?;
-    let mut file = OpenOptions::new().write(true).create_new(true).open(&new).at("create", &new)?;
-    file.write_all(uki).at("write", &new)?;
-    file.sync_all().at("write", &new)?;
-    steps.step().map_err(Stopped::from)?;
-    fs::rename(&new, &path).at("create", &path)?;
-    Ok(copy::sync_file_system(&roots.esp)?)
+    roots.write_entry(EntryName::untried(number), uki, steps)
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_guest::generation::{self, Manifest};
 use kiln_guest::generations::{Generation, Roots, Running};
-use kiln_guest::menu::{ENTRIES, ENVIRONMENT, Environment, MENU, Standing};
+use kiln_guest::menu::{ENTRIES, ENVIRONMENT, Environment, MENUS, Standing};
 use kiln_guest::steps::Steps;
 use kiln_guest::switch::{self, Outcome, SwitchError, Switched, Target};
 use kiln_guest::uki::{self, Parts};
@@ -106,7 +106,7 @@ impl Machine {
         let roots = Roots { kiln: root.path().join("kiln"), esp: root.path().join("esp") };
         fs::create_dir_all(roots.store()).unwrap();
         fs::create_dir_all(roots.entries()).unwrap();
-        fs::create_dir_all(roots.esp.join(MENU).parent().unwrap()).unwrap();
+        fs::create_dir_all(roots.esp.join(ENVIRONMENT).parent().unwrap()).unwrap();
         let running = Running { generation: Some(1), system: Some(first.manifest.system.clone()) };
         let target = Target { roots, arch: "amd64".into(), partition: PARTITION.into(), running, keep };
         let machine = Machine { root, target };
@@ -144,7 +144,7 @@ impl Machine {
     }
 
     fn menu(&self) -> String {
-        fs::read_to_string(self.roots().esp.join(MENU)).unwrap()
+        fs::read_to_string(self.roots().esp.join(MENUS[self.environment().menu()])).unwrap()
     }
 
     /// Whatever a boot loader may choose is whole.
@@ -165,6 +165,34 @@ impl Machine {
         assert!(numbers.contains(&newest), "{newest} {numbers:?}");
         assert!(self.environment().standing(newest).is_some());
     }
+}
+
+#[test]
+fn two_names_of_one_entry_become_one() {
+    let all: Vec<Made> = (1..3).map(|version| Made::new(version, "")).collect();
+    let machine = Machine::new(&all[0], 3);
+    machine.switch(&all[1]).unwrap();
+    let entries = machine.roots().entries();
+    // A rename that was cut off: of an entry that was written, and of one that has come up.
+    fs::copy(entries.join("kiln-00002+3.efi"), entries.join("kiln-00002.tmp")).unwrap();
+    assert_eq!(machine.switch(&all[1]).unwrap().outcome, Outcome::There);
+    assert_eq!(machine.entries(), ["kiln-00001.efi", "kiln-00002+3.efi"]);
+    machine.assert_boots(&[&all[0], &all[1]]);
+    fs::copy(entries.join("kiln-00002+3.efi"), entries.join("kiln-00002.efi")).unwrap();
+    assert!(machine.roots().bless(2, &mut Steps::all()).unwrap());
+    assert_eq!(machine.entries(), ["kiln-00001.efi", "kiln-00002.efi"]);
+    machine.assert_boots(&[&all[0], &all[1]]);
+}
+
+#[test]
+fn the_menu_in_use_stays_as_it_is() {
+    let all: Vec<Made> = (1..3).map(|version| Made::new(version, "")).collect();
+    let machine = Machine::new(&all[0], 3);
+    let (in_use, before) = (machine.environment().menu(), machine.menu());
+    machine.switch(&all[1]).unwrap();
+    assert_eq!(machine.environment().menu(), 1 - in_use);
+    assert_eq!(fs::read_to_string(machine.roots().esp.join(MENUS[in_use])).unwrap(), before);
+    assert_eq!(machine.menu().len(), 16 << 10);
 }
 
 #[test]
@@ -332,7 +360,7 @@ fn only_kernel_and_arguments_may_differ() {
 fn disks_without_grub_get_none() {
     let first = Made::new(1, "");
     let machine = Machine::new(&first, 2);
-    let grub: PathBuf = machine.roots().esp.join(Path::new(MENU).parent().unwrap());
+    let grub: PathBuf = machine.roots().esp.join(Path::new(ENVIRONMENT).parent().unwrap());
     fs::remove_dir_all(&grub).unwrap();
     machine.switch(&Made::new(2, "")).unwrap();
     machine.roots().bless(2, &mut Steps::all()).unwrap();

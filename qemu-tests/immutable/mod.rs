@@ -1,7 +1,11 @@
 //! The store layout on real machines: what is damaged is refused, generations come and go, the clean slate, cuts of the power.
 
+mod cuts;
+mod generations;
+mod moments;
 mod refusals;
 mod state;
+mod witnesses;
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -59,6 +63,15 @@ impl Project {
         kiln(&["build", "--format", "raw", "-o", &out.to_string_lossy()], &profile);
         out.join("tiny.raw")
     }
+
+    /// A profile's generation, as a file for `kiln switch`.
+    fn generation(&self, name: &str, fields: &str) -> PathBuf {
+        let (profile, out) =
+            (self.profile(name, fields), self.folder.join("out").join(format!("{name}-file")));
+        kiln(&["lock"], &profile);
+        kiln(&["build", "--format", "generation", "-o", &out.to_string_lossy()], &profile);
+        out.join("tiny.kiln")
+    }
 }
 
 /// Runs Kiln with the tests' store.
@@ -82,9 +95,9 @@ fn setup(disk: &Path) -> Setup {
     setup
 }
 
-/// How often the power is cut: a few times for a look, or as often as `KILN_TEST_CUTS` says.
-fn cuts() -> u32 {
-    std::env::var("KILN_TEST_CUTS").ok().and_then(|text| text.parse().ok()).unwrap_or(8)
+/// How many of the moments at which the power may go are booted from: a few for a look, or as many as `KILN_TEST_CUTS` says.
+fn cuts() -> usize {
+    std::env::var("KILN_TEST_CUTS").ok().and_then(|text| text.parse().ok()).unwrap_or(2)
 }
 
 /// Numbers that look random and can be had again (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators).
@@ -160,14 +173,5 @@ impl Disk {
         let first = text[0];
         let starts = bytes.iter().enumerate().filter(|(_, byte)| **byte == first).map(|(at, _)| at);
         starts.filter(|at| bytes[*at..].starts_with(text)).map(|at| at as u64).collect()
-    }
-
-    /// Both file systems are sound; a journal may have to be replayed first.
-    fn assert_sound(&self) {
-        let device = format!("{}?offset={}", self.path.display(), partition(&self.path, 1).0);
-        let replayed = Command::new("e2fsck").args(["-p", "-f", &device]).output().expect("e2fsck");
-        let told = String::from_utf8_lossy(&replayed.stdout).into_owned();
-        assert!(replayed.status.code().is_some_and(|code| code <= 1), "{told}");
-        said(Command::new("e2fsck").args(["-f", "-n", &device]));
     }
 }

@@ -138,7 +138,7 @@ pub fn esp(
     let menu = menu::grub_menu(&[Entry::of(FIRST, &unified)?]);
     let mut environment = Environment::default();
     environment.set(FIRST, Some(Standing::Left(menu::TRIES)));
-    let grub = format!("# Written by Kiln.\n{}source ($root)/{}\n", menu_head(system), menu::MENU);
+    let grub = format!("# Written by Kiln.\n{}{}", menu_head(system), menu::grub_source());
     let entry = format!("{}/{}", menu::ENTRIES, EntryName::untried(FIRST));
     Ok(BTreeMap::from([
         (EFI_LOADER.to_owned(), loader),
@@ -148,7 +148,8 @@ pub fn esp(
         ),
         (entry, unified),
         (GRUB_CFG.to_owned(), grub.into_bytes()),
-        (menu::MENU.to_owned(), menu.into_bytes()),
+        (menu::MENUS[0].to_owned(), menu::menu_file(&menu)),
+        (menu::MENUS[1].to_owned(), menu::menu_file(&menu)),
         (menu::ENVIRONMENT.to_owned(), environment.print().unwrap_or_default()),
     ]))
 }

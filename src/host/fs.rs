@@ -91,13 +91,25 @@ pub fn data_ranges(file: &File, size: u64) -> io::Result<Vec<Range<u64>>> {
 ///
 /// # Errors
 /// Whatever reading or writing fails with; `to` may be half written then.
-pub fn copy_sparse(mut from: &File, mut to: &File) -> io::Result<()> {
+pub fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
     let size = from.metadata()?.len();
     to.set_len(size)?;
-    for range in data_ranges(from, size)? {
-        from.seek(SeekFrom::Start(range.start))?;
-        to.seek(SeekFrom::Start(range.start))?;
-        let wanted = range.end - range.start;
+    copy_range(from, 0..size, to, 0)
+}
+
+/// Copies a part of `from` to where it begins in `to`. What is a hole in `from` stays as it is in `to`.
+///
+/// # Errors
+/// Whatever reading or writing fails with; `to` may be half written then.
+pub fn copy_range(mut from: &File, part: Range<u64>, mut to: &File, at: u64) -> io::Result<()> {
+    for range in data_ranges(from, part.end)? {
+        let start = range.start.max(part.start);
+        let wanted = range.end.saturating_sub(start);
+        if wanted == 0 {
+            continue;
+        }
+        from.seek(SeekFrom::Start(start))?;
+        to.seek(SeekFrom::Start(at + start - part.start))?;
         if io::copy(&mut from.take(wanted), &mut to)? != wanted {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it shrank while it was copied"));
         }

@@ -4,7 +4,7 @@
 //! two partitions; then the disk's copy is brought to the same state, and takes the disk's place when it is whole.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use super::{ESP_LABEL, ImageError};
 use crate::arch::Arch;
 use crate::format::fat::{Volume, read};
 use crate::format::gpt::{self, Entry};
-use crate::host::fs::{FileError, copy_sparse};
+use crate::host::fs::{FileError, copy_range, copy_sparse};
 use crate::host::part::Part;
 use crate::host::tools;
 use crate::units::{Bytes, SECTOR};
@@ -88,10 +88,10 @@ pub fn add(job: &AddJob<'_>) -> Result<Switched, AddError> {
     let new = tempfile::Builder::new().prefix(".kiln-").suffix(".raw").tempfile_in(folder);
     let new = new.map_err(wrong("can't write beside"))?;
     copy_sparse(&disk, new.as_file()).map_err(wrong("can't copy"))?;
-    parts.repair(job, new.path())?;
-
     let work =
         tempfile::Builder::new().prefix(".kiln-").tempdir_in(folder).map_err(wrong("can't write beside"))?;
+    parts.repair(job, new.as_file(), work.path())?;
+
     let roots = Roots { kiln: work.path().join("kiln"), esp: work.path().join("esp") };
     let known = parts.systems(job, new.path())?;
     let store = roots.kiln.join(STORE);
@@ -149,15 +149,29 @@ impl Parts {
         }
     }
 
-    /// Brings a file system in order that was not unmounted: debugfs doesn't look at the journal.
-    fn repair(&self, job: &AddJob<'_>, disk: &Path) -> Result<(), ImageError> {
+    /// Brings a file system in order that was not unmounted: debugfs doesn't look at the journal. Having replayed it, e2fsck opens
+    /// its file again and forgets the offset (1.47): it is given a file of the partition's own.
+    fn repair(&self, job: &AddJob<'_>, disk: &File, folder: &Path) -> Result<(), ImageError> {
+        let start = self.root.first.offset().0;
+        let path = folder.join("partition");
+        if !needs_recovery(disk, start).map_err(FileError::at("can't read", job.disk))? {
+            return Ok(());
+        }
+        let size = self.size(&self.root);
+        let part = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
+        let part = part.map_err(FileError::at("can't make", &path))?;
+        part.set_len(size)
+            .and_then(|()| copy_range(disk, start..start + size, &part, 0))
+            .map_err(FileError::at("can't write", &path))?;
         let mut command = tools::command(job.tools, "e2fsck")?;
-        command.args(["-p", "-E", "journal_only"]).arg(self.device(disk));
+        command.args(["-p", "-E", "journal_only"]).arg(&path);
         match run("e2fsck", command, |_| Ok(())) {
             // 1: what was wrong is put right (e2fsck(8)).
-            Err(ImageError::Failed { status, .. }) if status == "exit status: 1" => Ok(()),
-            done => done,
+            Err(ImageError::Failed { status, .. }) if status == "exit status: 1" => {}
+            done => done?,
         }
+        copy_range(&part, 0..size, disk, start).map_err(FileError::at("can't write", job.disk))?;
+        Ok(fs::remove_file(&path).map_err(FileError::at("can't remove", &path))?)
     }
 
     fn device(&self, disk: &Path) -> std::ffi::OsString {
@@ -310,6 +324,16 @@ impl Parts {
     fn size(&self, entry: &Entry) -> u64 {
         (entry.last.0 + 1 - entry.first.0) * SECTOR
     }
+}
+
+/// Whether the journal of the ext4 file system at `start` holds what is to be replayed.
+fn needs_recovery(disk: &File, start: u64) -> io::Result<bool> {
+    // `s_feature_incompat` of the superblock, and INCOMPAT_RECOVER in it (the kernel's documentation of ext4).
+    const FEATURES: u64 = 1024 + 0x60;
+    const RECOVER: u8 = 0x4;
+    let mut features = [0];
+    disk.read_exact_at(&mut features, start + FEATURES)?;
+    Ok(features[0] & RECOVER != 0)
 }
 
 fn collect(folder: &Path, inner: &str, files: &mut BTreeMap<String, Vec<u8>>) -> Result<(), FileError> {
