@@ -153,7 +153,7 @@ fn a_switch_that_is_cut_is_finished() {
     said(&mut channel, &format!("systemd-run --quiet sh -c '{script}'"));
     let mut moments = Moments::of(&vm, &overlay, folder.path());
     let done = |vm: &Vm| vm.lines().iter().any(|line| line.text.contains("switched: "));
-    moments.watch(&mut random(), Duration::from_secs(1), COMMAND, done);
+    moments.watch(&mut random(), Duration::from_secs(2), COMMAND, done);
     assert!(vm.lines().iter().any(|line| line.text.contains("switched: 0")), "{:#?}", vm.tail());
     let taken = moments.taken;
     drop(channel);

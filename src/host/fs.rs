@@ -162,6 +162,22 @@ mod tests {
     }
 
     #[test]
+    fn a_part_is_copied_to_another_place() {
+        let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        from.set_len(8 << 20).unwrap();
+        from.write_all_at(b"before", (4 << 20) - 6).unwrap();
+        from.write_all_at(b"inside", 4 << 20).unwrap();
+        from.write_all_at(b"behind", 5 << 20).unwrap();
+        to.write_all_at(&[b'-'; 3 << 20], 0).unwrap();
+        copy_range(&from, 4 << 20..5 << 20, &to, 1 << 20).unwrap();
+        let mut read = [0; 12];
+        to.read_exact_at(&mut read, (1 << 20) - 6).unwrap();
+        assert_eq!(&read, b"------inside");
+        to.read_exact_at(&mut read, (2 << 20) - 6).unwrap();
+        assert!(read[6..] == *b"------", "{read:?}");
+    }
+
+    #[test]
     fn an_atomic_write_replaces_and_leaves_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sub/file");
