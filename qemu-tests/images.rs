@@ -29,8 +29,8 @@ fn postgres() {
     nothing_is_wrong_with("postgres");
 }
 
+/// What lies within the system's image is looked into by `immutable::witnesses`.
 #[test]
-#[ignore = "its root is within a file, which these witnesses do not look into yet; run by name"]
 fn store() {
     nothing_is_wrong_with("store");
 }

@@ -30,19 +30,16 @@ fn server_under_uefi() {
 }
 
 #[test]
-#[ignore = "minutes, and not yet seen on a quiet machine; run by name"]
 fn store_under_bios() {
     passes("store", &["--firmware", "bios", "--platform", "plain"], &["seabios-virtio", "seabios-nvme"]);
 }
 
 #[test]
-#[ignore = "minutes, and not yet seen on a quiet machine; run by name"]
 fn store_under_uefi() {
     passes("store", &["--firmware", "uefi", "--platform", "plain"], &["ovmf-virtio", "ovmf-nvme"]);
 }
 
 #[test]
-#[ignore = "minutes, and not yet seen on a quiet machine; run by name"]
 fn store_as_an_instance_of_ec2() {
     let report = passes(
         "store",
