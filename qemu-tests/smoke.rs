@@ -29,14 +29,10 @@ fn server_under_uefi() {
     passes("server", &["--firmware", "uefi", "--platform", "plain"], &["ovmf-virtio", "ovmf-nvme"]);
 }
 
+/// Both firmwares from virtio; from NVMe they start the instances of EC2.
 #[test]
-fn store_under_bios() {
-    passes("store", &["--firmware", "bios", "--platform", "plain"], &["seabios-virtio", "seabios-nvme"]);
-}
-
-#[test]
-fn store_under_uefi() {
-    passes("store", &["--firmware", "uefi", "--platform", "plain"], &["ovmf-virtio", "ovmf-nvme"]);
+fn store_from_virtio() {
+    passes("store", &["--disk", "virtio", "--platform", "plain"], &["seabios-virtio", "ovmf-virtio"]);
 }
 
 #[test]
