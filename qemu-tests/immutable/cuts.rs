@@ -179,7 +179,10 @@ fn a_switch_that_is_cut_is_finished() {
 fn finishes_the_switch(setup: &Setup) {
     let vm = machine::start(setup.clone());
     let mut channel = Channel::attach(&vm, BOOT).unwrap_or_else(|e| panic!("{e}"));
-    let told = said(&mut channel, &format!("kiln switch /kiln/{FILE}"));
+    let output = channel.run(&format!("kiln switch /kiln/{FILE}"), COMMAND);
+    let output = output.unwrap_or_else(|e| panic!("{e}\n{} restarts\n{}", vm.resets(), vm.console_log()));
+    let told = output.stdout;
+    assert_eq!(output.status, 0, "{told}{}", output.stderr);
     assert!(told.starts_with("generation 2 is there"), "{told}");
     settled(&mut channel, &vm);
     assert_eq!(answer(&mut channel, "kiln generations | wc -l"), "2");
