@@ -28,6 +28,7 @@ fn under_bios_and_a_kernel_that_panics() {
 }
 
 #[test]
+#[ignore = "eight boots, as many as under BIOS; run by name"]
 fn under_uefi_and_emergency_mode() {
     let emergency = "kernel.arguments.\"systemd.unit\" = \"emergency.target\"";
     generations("uefi", Boots::Ovmf, emergency, BootFailure::EmergencyMode);
