@@ -43,10 +43,11 @@ fn store_as_an_instance_of_ec2() {
         &["ec2-seabios-nvme", "ec2-ovmf-nvme", "ec2 with cloud-init takes user-data"],
     );
     for machine in [0, 1] {
-        for check in ["login over SSH with the instance's key", "the root has grown", "packages"] {
+        for check in ["login over SSH with the instance's key", "the root has grown"] {
             assert_eq!(verdict(&report, machine, check), "passed", "{check}");
         }
     }
+    assert_eq!(verdict(&report, 0, "packages"), "passed");
 }
 
 #[test]
