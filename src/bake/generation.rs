@@ -16,11 +16,11 @@ use crate::digest::Digest;
 use crate::format::tar;
 use crate::guest;
 use crate::image::{self, AddJob, BootFiles, SystemJob};
-use crate::layout::Ids;
+use crate::layout::{self, Ids};
 use crate::rootfs::store;
 use crate::store::{Inputs, StepResult};
 use crate::system::{DiskLayout, System};
-use crate::tree::{Content, Kind, Node};
+use crate::tree::{Content, Kind, Node, Tree};
 use crate::units::Bytes;
 
 /// A generation: the system's image, and the unified kernel image that starts it.
@@ -95,20 +95,17 @@ impl Session<'_> {
     /// A tree → the image of the system.
     fn write_system(&self, locked: &Locked, baked: &BakedTree) -> Result<StepResult, BakeError> {
         let started = Instant::now();
-        let tools = self.tools(locked, ToolSet::Disk)?;
         let tree = store::of_image(&self.load_tree(baked)?, locked.profile.system());
         self.store.ensure_space(Bytes(tree.iter().map(|(_, node)| content_size(node)).sum()))?;
+        let (packages, rest) = layout::divide(&tree, &self.late(&baked.result)?);
+        let base = self.system_base(locked, &packages)?;
+        let tools = self.tools(locked, ToolSet::Disk)?;
         let _task = self.watch.task("writing", "the system's image", 0);
         let scratch = self.store.scratch("system")?;
         let path = scratch.path().join("system.erofs");
-        let job = SystemJob {
-            tree: &tree,
-            packs: self.store,
-            uuid: Ids::of(&locked.profile.system().name).file_system("system"),
-            epoch: locked.epoch(),
-            tools: &tools,
-        };
-        let (written, checked) = rayon::join(|| image::write_system(&job, &path), || self.check_packs(&tree));
+        let job = self.system_job(locked, &rest, &tools);
+        let write = || image::write_system(&job, &self.store.blob_path(&base), &path);
+        let (written, checked) = rayon::join(write, || self.check_packs(&rest));
         checked?;
         let written = written?;
         self.store.adopt(&path, &written.digest)?;
@@ -118,6 +115,43 @@ impl Session<'_> {
         result.facts.insert("size".into(), json!(written.size.0));
         result.facts.insert("seconds system".into(), json!(started.elapsed().as_secs_f64()));
         Ok(result)
+    }
+
+    /// The blob with the part of a system's image that only other packages change. Nothing of it is made again for another file
+    /// of the profile, and it has its place on the disk before what changes.
+    fn system_base(&self, locked: &Locked, packages: &Tree) -> Result<Digest, BakeError> {
+        let inputs = Inputs::new("system base", 1)
+            .with("code", env!("KILN_CODE_SYSTEM"))
+            .with("name", &locked.profile.system().name)
+            .with("epoch", locked.epoch())
+            .with("tree", packages.digest())
+            .with("tools", Session::tools_inputs(locked, ToolSet::Disk).key());
+        let make = || {
+            let tools = self.tools(locked, ToolSet::Disk)?;
+            let _task = self.watch.task("writing", "the packages' part of the system's image", 0);
+            let scratch = self.store.scratch("base")?;
+            let path = scratch.path().join("base.erofs");
+            let job = self.system_job(locked, packages, &tools);
+            let (written, checked) =
+                rayon::join(|| image::write_base(&job, &path), || self.check_packs(packages));
+            checked?;
+            let digest = written?;
+            self.store.adopt(&path, &digest)?;
+            let mut result = StepResult::default();
+            result.outputs.insert("base".into(), digest);
+            Ok::<_, BakeError>(result)
+        };
+        let result = self.store.step(&inputs, &self.waiting("system base"), make)?;
+        let base = output(&result, "base")?;
+        match self.store.check_blobs(&[base])? {
+            0 => Ok(base),
+            count => Err(BakeError::Damaged { count }),
+        }
+    }
+
+    fn system_job<'a>(&'a self, locked: &Locked, tree: &'a Tree, tools: &'a Path) -> SystemJob<'a> {
+        let uuid = Ids::of(&locked.profile.system().name).file_system("system");
+        SystemJob { tree, packs: self.store, uuid, epoch: locked.epoch(), tools }
     }
 
     /// The system's image → what starts it, and the layout of a disk that holds both.
@@ -178,12 +212,12 @@ impl Session<'_> {
             return Err(BakeError::NoGeneration);
         }
         let generation = self.generation(locked, &self.tree(locked)?)?;
-        let file = self.generation_file(locked, &generation)?;
+        let file = self.made_generation(locked, &generation)?;
         let tools = self.tools(locked, ToolSet::Disk)?;
         let _task = self.watch.task("adding", &format!("a generation to {}", disk.display()), 0);
         let job = AddJob {
             disk,
-            file: &self.store.blob_path(&file),
+            file: &file.path,
             partition: Ids::of(&system.name).partition("root"),
             arch: system.arch,
             keep: system.state.generations as usize,
@@ -226,11 +260,12 @@ impl Session<'_> {
 fn system_inputs(locked: &Locked, tree: &StepResult) -> Inputs {
     let system = locked.profile.system();
     let mounts: Vec<&str> = system.disk.mounts().collect();
-    Inputs::new("system", 1)
+    Inputs::new("system", 2)
         .with("code", env!("KILN_CODE_SYSTEM"))
         .with("name", &system.name)
         .with("epoch", locked.epoch())
         .with("tree", fact(tree, "digest"))
+        .with("late", tree.output("late").unwrap_or(Digest([0; 32])))
         .with("mounts", mounts.join(" "))
         .with("tools", Session::tools_inputs(locked, ToolSet::Disk).key())
 }

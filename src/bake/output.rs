@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::closure::package_digests;
 use super::steps::open_image;
-use super::{BakeError, BakedDisk, BakedTree, BuildRequest, Locked, Session, ToolSet};
+use super::{BakeError, BakedDisk, BakedTree, BuildRequest, Generation, Locked, Session, ToolSet};
 use crate::digest::Digest;
 use crate::export::{self, Compression};
 use crate::host::fs::{FileError, copy_sparse, write_atomically};
@@ -148,8 +148,8 @@ impl Stamp {
 }
 
 /// A format's file in the store.
-struct Made {
-    path: PathBuf,
+pub(super) struct Made {
+    pub(super) path: PathBuf,
     /// What tells its content: the disk's blocks for raw, SHA-256 else.
     content: Digest,
     sha256: Option<Digest>,
@@ -176,7 +176,9 @@ impl Session<'_> {
         let (mut images, mut timings, mut changed) = (Vec::new(), disk.timings.clone(), false);
         for &format in &request.formats {
             let made = match format {
-                Format::Generation => self.made_generation(locked, disk)?,
+                Format::Generation => {
+                    self.made_generation(locked, disk.generation.as_ref().ok_or(BakeError::NoGeneration)?)?
+                }
                 Format::Raw | Format::Qcow2 => self.made(disk, format, request.sha256)?,
             };
             if let Some((step, seconds)) = made.step {
@@ -242,17 +244,27 @@ impl Session<'_> {
     }
 
     fn export_inputs(disk: &BakedDisk, format: Format) -> Inputs {
-        let inputs = Inputs::new(format.extension(), 1).with("code", env!("KILN_CODE_EXPORT"));
         match &disk.generation {
-            Some(generation) if format == Format::Generation => inputs.with("generation", generation.key()),
-            _ => inputs.with("disk", disk.image.blocks),
+            Some(generation) if format == Format::Generation => Self::generation_export_inputs(generation),
+            _ => Self::inputs_of(format).with("disk", disk.image.blocks),
         }
     }
 
+    fn generation_export_inputs(generation: &Generation) -> Inputs {
+        Self::inputs_of(Format::Generation).with("generation", generation.key())
+    }
+
+    fn inputs_of(format: Format) -> Inputs {
+        Inputs::new(format.extension(), 1).with("code", env!("KILN_CODE_EXPORT"))
+    }
+
     /// The generation as a file of the store.
-    fn made_generation(&self, locked: &Locked, disk: &BakedDisk) -> Result<Made, BakeError> {
-        let generation = disk.generation.as_ref().ok_or(BakeError::NoGeneration)?;
-        let inputs = Self::export_inputs(disk, Format::Generation);
+    pub(super) fn made_generation(
+        &self,
+        locked: &Locked,
+        generation: &Generation,
+    ) -> Result<Made, BakeError> {
+        let inputs = Self::generation_export_inputs(generation);
         let make = || {
             let started = Instant::now();
             let mut result = StepResult::default();

@@ -218,14 +218,16 @@ impl Session<'_> {
             self.watch.say("warning", warning);
         }
         let mut tree = self.customise(tree, &work, &written, locked.epoch())?;
-        if system.disk.layout == DiskLayout::Store {
-            return self.keep(&tree);
+        let mutable = system.disk.layout != DiskLayout::Store;
+        if mutable {
+            let menu = boot::grub_cfg(system, ids.partition("root"))?;
+            insert_menu(&mut tree, menu, locked.epoch());
+            written.insert(boot::GRUB_CFG_PATH.into());
         }
-        let menu = boot::grub_cfg(system, ids.partition("root"))?;
-        insert_menu(&mut tree, menu, locked.epoch());
-        written.insert(boot::GRUB_CFG_PATH.into());
         let mut result = self.keep(&tree)?;
-        result.outputs.insert("layout".into(), self.keep_layout(system, &tree)?);
+        if mutable {
+            result.outputs.insert("layout".into(), self.keep_layout(system, &tree)?);
+        }
         result.outputs.insert("late".into(), self.store.put_bytes(&print_paths(&written))?);
         Ok(result)
     }
@@ -242,6 +244,11 @@ impl Session<'_> {
         let layout = serde_json::to_vec(&layout)
             .map_err(|e| BakeError::Kept { what: "layout", why: e.to_string() })?;
         Ok(self.store.put_bytes(&layout)?)
+    }
+
+    /// What lies last on the disk, for the profile writes it.
+    pub(super) fn late(&self, tree: &StepResult) -> Result<BTreeSet<TreePath>, BakeError> {
+        Ok(parse_paths(&self.kept(tree, "late")?))
     }
 
     fn compose_context(&self, locked: &Locked, ids: &Ids<'_>) -> Result<ComposeContext, BakeError> {
@@ -311,7 +318,7 @@ impl Session<'_> {
         let (tree, boot) = (tree?, boot?);
         let late = match generation {
             Some(_) => BTreeSet::new(),
-            None => parse_paths(&self.kept(content, "late")?),
+            None => self.late(content)?,
         };
         let layout = self.kept_layout(content)?;
         self.store.ensure_space(Bytes(tree.iter().map(|(_, node)| content_size(node)).sum()))?;

@@ -1,7 +1,11 @@
 //! Writes a tree as an immutable file system: EROFS, and behind it the hash tree of dm-verity.
+//!
+//! It is written in two parts, the second on top of the first. mkfs.erofs lays files in the order of their paths, so that one
+//! file more below /etc would move all of /usr: what changes often is the second part, and lies behind the first.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{BufReader, Seek, SeekFrom, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use kiln_guest::verity::{self, RootHash};
@@ -25,7 +29,7 @@ const CLUSTER: &str = "-C65536";
 /// What a system's image is made of.
 #[derive(Clone, Copy)]
 pub struct SystemJob<'a> {
-    /// All that is in it.
+    /// What is in the part that is written; that of the first has all the directories above it once more.
     pub tree: &'a Tree,
     /// Where packed contents are.
     pub packs: &'a dyn Packs,
@@ -48,21 +52,25 @@ pub struct SystemFile {
     pub roothash: RootHash,
 }
 
-/// Writes the image to `out`.
+/// Writes the part of the image that is made first to `out`: an EROFS image of `packages`; answers its digest.
 ///
 /// # Errors
 /// [`ImageError`] when mkfs.erofs is missing or fails, or a file can't be read or written.
-pub fn write(job: &SystemJob<'_>, out: &Path) -> Result<SystemFile, ImageError> {
-    let mut command = tools::command(job.tools, "mkfs.erofs")?;
-    command.args(["--quiet", "--tar=f", COMPRESSION, CLUSTER, "-b4096"]);
-    command.arg(format!("-U{}", job.uuid)).arg(format!("-T{}", job.epoch)).arg("--mkfs-time");
-    // Without a source it reads its standard input.
-    command.arg(out);
-    run("mkfs.erofs", command, |pipe| {
-        stream(job, pipe)
-            .map_err(|source| ImageError::Tree { partition: "the system's image".into(), source })
-    })?;
+pub fn write_base(job: &SystemJob<'_>, out: &Path) -> Result<Digest, ImageError> {
+    make(job, false, out)?;
+    Ok(digest(out)?.0)
+}
+
+/// Writes the image to `out`: `job.tree` on top of the image `base`, and the hash tree behind both.
+///
+/// # Errors
+/// As [`write_base`].
+pub fn write(job: &SystemJob<'_>, base: &Path, out: &Path) -> Result<SystemFile, ImageError> {
+    fs::copy(base, out).map_err(FileError::at("can't copy", base))?;
     let wrong = |what| FileError::at(what, out);
+    // Blobs are read-only, and so are their copies.
+    fs::set_permissions(out, Permissions::from_mode(0o600)).map_err(wrong("can't write"))?;
+    make(job, true, out)?;
     let mut file = OpenOptions::new().read(true).write(true).open(out).map_err(wrong("can't open"))?;
     let size = file.metadata().map_err(wrong("can't read"))?.len().next_multiple_of(verity::BLOCK as u64);
     let tree = verity::tree(BufReader::with_capacity(1 << 20, &file), job.uuid.into_bytes());
@@ -71,6 +79,22 @@ pub fn write(job: &SystemJob<'_>, out: &Path) -> Result<SystemFile, ImageError> 
     file.seek(SeekFrom::End(0)).and_then(|_| file.write_all(&tree.bytes)).map_err(wrong("can't write"))?;
     let (digest, size) = digest(out)?;
     Ok(SystemFile { digest, size: Bytes(size), roothash: tree.root })
+}
+
+/// Streams the tree to mkfs.erofs.
+fn make(job: &SystemJob<'_>, on_top: bool, out: &Path) -> Result<(), ImageError> {
+    let mut command = tools::command(job.tools, "mkfs.erofs")?;
+    command.args(["--quiet", "--tar=f", COMPRESSION, CLUSTER, "-b4096"]);
+    command.arg(format!("-U{}", job.uuid)).arg(format!("-T{}", job.epoch)).arg("--mkfs-time");
+    if on_top {
+        command.arg("--incremental=data");
+    }
+    // Without a source it reads its standard input.
+    command.arg(out);
+    run("mkfs.erofs", command, |pipe| {
+        stream(job, pipe)
+            .map_err(|source| ImageError::Tree { partition: "the system's image".into(), source })
+    })
 }
 
 fn digest(path: &Path) -> Result<(Digest, u64), FileError> {

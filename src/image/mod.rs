@@ -15,7 +15,7 @@ mod holes;
 pub use add::{AddError, AddJob, add};
 pub use blocks::{block_digest, block_map, block_map_of, sha256};
 pub use boot_files::{BootFiles, boot_files, boot_files_of_store};
-pub use erofs::{SystemFile, SystemJob, UefiPrograms, uefi_programs, write as write_system};
+pub use erofs::{SystemFile, SystemJob, UefiPrograms, uefi_programs, write as write_system, write_base};
 
 use std::collections::BTreeSet;
 use std::io;

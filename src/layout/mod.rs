@@ -18,7 +18,7 @@ mod size;
 mod table;
 
 pub use ids::Ids;
-pub use order::{Placed, place};
+pub use order::{Placed, divide, place};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;

@@ -71,6 +71,54 @@ pub fn place<'a>(
     keyed.into_iter().map(|(_, placed)| placed).collect()
 }
 
+/// Divides a tree for an image that is written in two parts, the second on top of the first: what only another package
+/// version changes, and the rest. All names of a file are in one part; each part has the directories above what it holds.
+#[must_use]
+pub fn divide(tree: &Tree, late: &BTreeSet<TreePath>) -> (Tree, Tree) {
+    let file = |path: &'_ TreePath, node: &Node| match &node.kind {
+        Kind::HardLink(target) => target.clone(),
+        _ => path.clone(),
+    };
+    let (directories, files): (Vec<_>, Vec<_>) =
+        tree.iter().partition(|(_, node)| matches!(node.kind, Kind::Dir));
+    let changing: BTreeSet<TreePath> = files
+        .iter()
+        .filter(|(path, _)| class(path, late) != Class::Packages)
+        .map(|(path, node)| file(path, node))
+        .collect();
+    let (mut packages, mut rest) = (Tree::new(), Tree::new());
+    for (path, node) in files {
+        let part = if changing.contains(&file(path, node)) { &mut rest } else { &mut packages };
+        part.insert(path, node.clone());
+    }
+    let (holds_packages, holds_rest) = (all_above(&packages), all_above(&rest));
+    for (path, node) in directories {
+        let in_packages = holds_packages.contains(path.as_slice());
+        if in_packages {
+            packages.insert(path, node.clone());
+        }
+        if !in_packages || holds_rest.contains(path.as_slice()) {
+            rest.insert(path, node.clone());
+        }
+    }
+    (packages, rest)
+}
+
+/// The paths of all directories above nodes of `tree`.
+fn all_above(tree: &Tree) -> BTreeSet<TreePath> {
+    let mut above = BTreeSet::new();
+    for (path, _) in tree.iter() {
+        let mut path = path.as_slice();
+        while !path.is_empty() {
+            path = parent(path);
+            if !above.insert(path.to_vec()) {
+                break;
+            }
+        }
+    }
+    above
+}
+
 type Key<'a> = (Class, u8, Reverse<u64>, &'a [u8]);
 
 /// A hard link comes after all files of its target's class.
@@ -187,6 +235,37 @@ mod tests {
         let late = [b"etc/empty.d/new".to_vec()].into();
         let after = paths(&place(&tree, b"", &[], &late));
         assert_eq!(after[..before.len()], before);
+    }
+
+    #[test]
+    fn a_divided_tree_is_whole_and_keeps_the_names_of_a_file_together() {
+        let mut tree = tree(&[
+            ("etc/passwd", 9),
+            ("usr/bin/own", 9),
+            ("usr/bin/sh", 9),
+            ("usr/lib/a", 9),
+            ("usr/lib/b", 9),
+            ("var/link", 9),
+        ]);
+        let link = |to: &str| Node::new(Kind::HardLink(to.into()), 0, 0);
+        tree.insert("usr/lib/also-a", link("usr/lib/a"));
+        tree.insert("var/b", link("usr/lib/b"));
+        tree.insert_with_parents("usr/empty", Node::new(Kind::Dir, 0o755, 0));
+        let (packages, rest) = divide(&tree, &[b"usr/bin/own".to_vec()].into());
+        let paths = |tree: &Tree| -> Vec<String> {
+            tree.iter().map(|(path, _)| String::from_utf8_lossy(path).into_owned()).collect()
+        };
+        let both = ["", "usr", "usr/bin", "usr/lib"];
+        assert_eq!(
+            paths(&packages),
+            [&both[..3], &["usr/bin/sh"], &both[3..], &["usr/lib/a", "usr/lib/also-a"]].concat()
+        );
+        let own =
+            ["", "etc", "etc/passwd", "usr", "usr/bin", "usr/bin/own", "usr/empty", "usr/lib", "usr/lib/b"];
+        assert_eq!(paths(&rest), [&own[..], &["var", "var/b", "var/link"]].concat());
+        for (path, node) in tree.iter() {
+            assert!([&packages, &rest].iter().any(|part| part.get(path) == Some(node)));
+        }
     }
 
     #[test]
