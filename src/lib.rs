@@ -24,11 +24,14 @@
 
 pub mod arch;
 pub mod artifact;
+#[cfg(feature = "program")]
 pub mod aws;
+#[cfg(feature = "program")]
 pub mod bake;
 pub mod base64;
 pub mod boot;
 pub mod check;
+#[cfg(feature = "program")]
 pub mod cli;
 pub mod date;
 pub mod digest;

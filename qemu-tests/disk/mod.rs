@@ -106,6 +106,8 @@ fn a_changed_or_added_file_of_the_profile_moves_few_blocks() {
     }
     let mut added = base.clone();
     add(&mut added, "etc/cloud/own.cfg", file(20_000, 1));
+    let mut small = base.clone();
+    add(&mut small, "etc/bench", file(7, 5));
     let mut unit = base.clone();
     add(&mut unit, "usr/lib/systemd/system/another.service", file(20_000, 2));
     let mut changed = base.clone();
@@ -120,7 +122,9 @@ fn a_changed_or_added_file_of_the_profile_moves_few_blocks() {
         map
     };
     let before = map(&base, "before.raw");
-    for (what, tree) in [("added", added), ("unit", unit), ("changed", changed), ("edited", edited)] {
+    for (what, tree) in
+        [("added", added), ("small", small), ("unit", unit), ("changed", changed), ("edited", edited)]
+    {
         let after = map(&tree, "after.raw");
         let moved = before.differing(&after);
         let share = moved as f64 * 100.0 / before.used() as f64;

@@ -57,6 +57,8 @@ fn a_clean_slate_leaves_what_is_kept() {
     let new_keys = host_keys(&mut channel, "/etc/ssh");
     assert!(new_keys.iter().all(|key| !old_keys.contains(key)), "{new_keys:?} {old_keys:?}");
     drop(channel);
+    let left: Vec<_> = vm.lines().into_iter().filter(|l| l.text.contains("Failed unmounting")).collect();
+    assert!(left.is_empty(), "{left:?}");
     vm.power_down(SHUTDOWN);
 }
 

@@ -83,6 +83,25 @@ const TRIAL: (&str, &str) = (
      WantedBy=sysinit.target\n",
 );
 
+/// Mounts that are in use until the end: the system itself lies on the one, the journal is written to the other. They are left to
+/// systemd-shutdown, which unmounts what is there once no process is left. Services name /var before systemd knows that it is
+/// mounted, and a mount that is named so has no drop-ins: it needs a unit.
+const USED_TO_THE_END: [(&str, &str, &str); 2] = [
+    ("kiln", "kiln.mount.d/kiln.conf", "[Unit]\nDefaultDependencies=no\n"),
+    (
+        "var",
+        "var.mount",
+        "[Unit]\n\
+         Description=The state below /var\n\
+         DefaultDependencies=no\n\
+         \n\
+         [Mount]\n\
+         What=/kiln/state/var\n\
+         Where=/var\n\
+         Options=bind\n",
+    ),
+];
+
 /// The verified device is made by the initrd, without the programs from whose rules systemd would learn that it is ready.
 const UDEV: &str = "SUBSYSTEM==\"block\", ACTION!=\"remove\", KERNEL==\"dm-*\", ENV{DM_NAME}!=\"?*\", \
     ATTR{dm/name}==\"?*\", ENV{DM_NAME}=\"$attr{dm/name}\"\n";
@@ -103,6 +122,11 @@ pub(super) fn apply(
         editor.directory(field, folder)?;
     }
     editor.write(field, "/usr/lib/udev/rules.d/98-kiln.rules", UDEV)?;
+    for (mount, unit, text) in USED_TO_THE_END {
+        if !system.disk.mounts().any(|own| own == mount) {
+            editor.write(field, &format!("/usr/lib/systemd/system/{unit}"), text)?;
+        }
+    }
     for (name, text) in [BLESS, UNWELL, TRIAL] {
         editor.write(field, &format!("/etc/systemd/system/{name}"), text)?;
     }

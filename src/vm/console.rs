@@ -7,7 +7,7 @@ use std::time::Duration;
 /// A line of the console.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
-    /// When its end was seen, since the machine was started.
+    /// When its first character came, since the machine was started: a prompt ends with what is said long after it.
     pub at: Duration,
     /// Its text.
     pub text: String,
@@ -19,6 +19,8 @@ pub struct Console {
     lines: VecDeque<Line>,
     dropped: usize,
     partial: Vec<u8>,
+    /// When the first byte of `partial` came.
+    pub(super) began: Option<Duration>,
     control: Control,
 }
 
@@ -76,6 +78,7 @@ impl Console {
         match byte {
             b'\n' => self.end_line(at),
             b'\t' | b' '..=b'~' | 0x80.. => {
+                self.began.get_or_insert(at);
                 self.partial.push(byte);
                 if self.partial.len() >= Self::LINE_LENGTH {
                     self.end_line(at);
@@ -95,6 +98,7 @@ impl Console {
     fn end_line(&mut self, at: Duration) {
         let text = String::from_utf8_lossy(&self.partial).trim_end().to_owned();
         self.partial.clear();
+        let at = self.began.take().unwrap_or(at);
         if self.lines.len() == Self::LINES {
             self.lines.pop_front();
             self.dropped += 1;
@@ -161,6 +165,15 @@ mod tests {
         let bytes =
             b"\x1b[0;32m  OK  \x1b[0m Started\r\n\x1b[!p\x1b]104\x07\x1b[?7h\x1b(B\x1bP+q\x1b\\kiln login: ";
         assert_eq!(lines(bytes), (vec!["  OK   Started".to_owned()], "kiln login: ".to_owned()));
+    }
+
+    #[test]
+    fn a_prompt_has_the_time_at_which_it_was_shown() {
+        let mut console = Console::default();
+        console.feed(b"kiln login: ", Duration::from_secs(3));
+        console.feed(b"[ 60.0] reboot\n\n", Duration::from_secs(60));
+        let times: Vec<u64> = console.since(0).map(|line| line.at.as_secs()).collect();
+        assert_eq!(times, [3, 60]);
     }
 
     #[test]

@@ -211,9 +211,9 @@ impl Vm {
     #[must_use]
     pub fn lines(&self) -> Vec<Line> {
         let state = self.shared.lock();
-        let unfinished = Line { at: self.started.elapsed(), text: state.console.partial() };
+        let unfinished = state.console.began.map(|at| Line { at, text: state.console.partial() });
         let whole = state.console.since(0).cloned();
-        whole.chain(Some(unfinished).filter(|line| !line.text.trim().is_empty())).collect()
+        whole.chain(unfinished.filter(|line| !line.text.trim().is_empty())).collect()
     }
 
     /// Number of the console's next line.

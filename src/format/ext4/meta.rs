@@ -27,9 +27,10 @@ const INODE_UNINIT: u16 = 0x1;
 const BLOCK_UNINIT: u16 = 0x2;
 
 /// A group's numbers.
+#[derive(Default)]
 struct Group {
     free: u64,
-    used_inodes: u64,
+    unused_inodes: u64,
     dirs: u64,
     flags: u16,
     block_sum: u32,
@@ -46,17 +47,19 @@ pub(super) fn finish(mut filled: Filled<'_>) -> Vec<Piece<'_>> {
         groups.push(group(&filled, number, tables, &used, &mut pieces));
     }
     inode_tables(&filled, &mut pieces);
-    let mut descriptors: Vec<u8> = Vec::with_capacity(groups.len() * DESCRIPTOR as usize);
-    for ((number, group), tables) in (0..).zip(&groups).zip(&filled.tables) {
-        descriptors.extend(descriptor(&filled, number, group, tables));
-    }
-    let superblock = superblock(&filled, &groups);
+    // Linux keeps the numbers of the first superblock and descriptors alone up to date, and e2fsck takes none from a copy.
+    // Without any the copies stay the same whatever the file system holds, and so do the blocks of an upload that they lie in.
+    let unknown: Vec<Group> = groups.iter().map(|_| Group::default()).collect();
     for copy in filled.geometry.copies() {
+        let groups = if copy == 0 { &groups } else { &unknown };
+        let numbered = (0..).zip(groups).zip(&filled.tables);
+        let descriptors =
+            numbered.flat_map(|((number, group), tables)| descriptor(&filled, number, group, tables));
         let start = filled.geometry.group(copy).start * BLOCK;
         // Copies lie at the beginning of their block, but for the first.
         let at = if copy == 0 { SUPERBLOCK } else { start };
-        pieces.push(Piece::bytes(at, copied(superblock.clone(), copy)));
-        pieces.push(Piece::bytes(start + BLOCK, descriptors.clone()));
+        pieces.push(Piece::bytes(at, superblock(&filled, groups, copy)));
+        pieces.push(Piece::bytes(start + BLOCK, descriptors.collect()));
     }
     pieces
 }
@@ -84,7 +87,8 @@ fn group(
     // No zeroes are promised where no inode was ever in use (INODE_ZEROED): a volume that was made of a snapshot may hold
     // anything where nothing was written. Linux zeroes it in the background once the file system is mounted, as it does
     // in the groups that growth adds.
-    let mut group = Group { free: count - in_use, used_inodes, dirs, flags: 0, block_sum: 0, inode_sum: 0 };
+    let unused_inodes = geometry.inodes_per_group - used_inodes;
+    let mut group = Group { free: count - in_use, unused_inodes, dirs, flags: 0, block_sum: 0, inode_sum: 0 };
     // The last group's bitmap says where the file system ends.
     if in_use == 0 && number + 1 < geometry.groups {
         group.flags |= BLOCK_UNINIT;
@@ -138,13 +142,12 @@ fn inode_tables(filled: &Filled<'_>, pieces: &mut Vec<Piece<'_>>) {
 
 fn descriptor(filled: &Filled<'_>, number: u32, group: &Group, tables: &Tables) -> Vec<u8> {
     let mut b = vec![0; DESCRIPTOR as usize];
-    let per_group = filled.geometry.inodes_per_group;
     for (at, value) in [(0x0, tables.block_bitmap), (0x4, tables.inode_bitmap), (0x8, tables.inodes)] {
         put32(&mut b, at, value as u32);
         put32(&mut b, at + 0x20, (value >> 32) as u32);
     }
     // The upper halves lie in the second half of the descriptor, each in its own place.
-    let unused = per_group - group.used_inodes;
+    let unused = group.unused_inodes;
     for (low, high, value) in [
         (0xc, 0x2c, group.free as u32),
         (0xe, 0x2e, unused as u32),
@@ -162,31 +165,33 @@ fn descriptor(filled: &Filled<'_>, number: u32, group: &Group, tables: &Tables) 
     b
 }
 
-/// The superblock, but for its checksum and for what differs between copies.
-fn superblock(filled: &Filled<'_>, groups: &[Group]) -> Vec<u8> {
+/// The superblock as it stands in group `copy`. Only the first one is called clean.
+fn superblock(filled: &Filled<'_>, groups: &[Group], copy: u64) -> Vec<u8> {
     let (geometry, fs) = (&filled.geometry, filled.fs);
     let mut b = vec![0; 1024];
     let free: u64 = groups.iter().map(|group| group.free).sum();
+    let free_inodes: u64 = groups.iter().map(|group| group.unused_inodes).sum();
+    let clean = u64::from(copy == 0);
     let time = filled.epoch.max(0) as u64;
     let journal = fs.journal.0 / BLOCK;
     for (at, value) in [
         (0x0, geometry.inodes()),
         (0x4, geometry.blocks),
         (0xc, free),
-        (0x10, geometry.inodes() - filled.inodes.len() as u64),
+        (0x10, free_inodes),
         (0x18, 2), // Blocks of 1 KiB << 2; and so are clusters.
         (0x1c, 2),
         (0x20, BLOCKS_PER_GROUP),
         (0x24, BLOCKS_PER_GROUP),
         (0x28, geometry.inodes_per_group),
         (0x30, time & 0xffff_ffff),
-        (0x34, 0xffff_0000),      // Mounted never; no mount count asks for a check.
-        (0x38, 0xef53 | 1 << 16), // Clean.
-        (0x3c, 2),                // On errors, read-only.
+        (0x34, 0xffff_0000), // Mounted never; no mount count asks for a check.
+        (0x38, 0xef53 | clean << 16),
+        (0x3c, 2), // On errors, read-only.
         (0x40, time & 0xffff_ffff),
         (0x4c, 1), // Revision with feature words.
         (0x54, LOST_FOUND.into()),
-        (0x58, INODE),
+        (0x58, INODE | copy << 16),
         (0x5c, COMPAT.into()),
         (0x60, INCOMPAT.into()),
         (0x64, RO_COMPAT.into()),
@@ -212,18 +217,9 @@ fn superblock(filled: &Filled<'_>, groups: &[Group]) -> Vec<u8> {
         put32(&mut b, 0x10c + BODY, (inode.size >> 32) as u32);
         put32(&mut b, 0x10c + BODY + 4, inode.size as u32);
     }
+    let sum = crc32c(!0, &b[..0x3fc]);
+    put32(&mut b, 0x3fc, sum);
     b
-}
-
-/// The superblock as it stands in a group. Only the first one is called clean.
-fn copied(mut superblock: Vec<u8>, group: u64) -> Vec<u8> {
-    if group > 0 {
-        put16(&mut superblock, 0x3a, 0);
-    }
-    put16(&mut superblock, 0x5a, group as u16);
-    let sum = crc32c(!0, &superblock[..0x3fc]);
-    put32(&mut superblock, 0x3fc, sum);
-    superblock
 }
 
 /// The first block of an empty journal (struct `journal_superblock_s`, big-endian).

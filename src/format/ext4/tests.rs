@@ -221,6 +221,19 @@ fn copies_of_the_superblock_describe_it_as_well() {
 }
 
 #[test]
+fn copies_of_the_superblock_are_the_same_whatever_is_in_it() {
+    let copy = |tree: &Tree| {
+        let file = made(&ext4(16_384, 16 * MIB), Bytes(600 * MIB), tree);
+        let mut bytes = vec![0; 2 * BLOCK as usize];
+        file.as_file().read_exact_at(&mut bytes, BLOCKS_PER_GROUP * BLOCK).unwrap();
+        bytes
+    };
+    let mut more = sample();
+    more.insert("more", file(100_000));
+    assert_eq!(copy(&sample()), copy(&more));
+}
+
+#[test]
 fn it_grows_and_shrinks() {
     let (size, tree) = (Bytes(200 * MIB), sample());
     let file = made(&ext4(4096, 16 * MIB), size, &tree);
