@@ -105,7 +105,8 @@ impl Session<'_> {
         let path = scratch.path().join("system.erofs");
         let job = self.system_job(locked, &rest, &tools);
         let write = || image::write_system(&job, &self.store.blob_path(&base), &path);
-        let (written, checked) = rayon::join(write, || self.check_packs(&rest));
+        let read = [rest.packs(), vec![base]].concat();
+        let (written, checked) = rayon::join(write, || self.check_blobs(&read));
         checked?;
         let written = written?;
         self.store.adopt(&path, &written.digest)?;
@@ -142,11 +143,7 @@ impl Session<'_> {
             Ok::<_, BakeError>(result)
         };
         let result = self.store.step(&inputs, &self.waiting("system base"), make)?;
-        let base = output(&result, "base")?;
-        match self.store.check_blobs(&[base])? {
-            0 => Ok(base),
-            count => Err(BakeError::Damaged { count }),
-        }
+        output(&result, "base")
     }
 
     fn system_job<'a>(&'a self, locked: &Locked, tree: &'a Tree, tools: &'a Path) -> SystemJob<'a> {

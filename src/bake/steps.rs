@@ -180,7 +180,12 @@ impl Session<'_> {
 
     /// Reads the packs of a tree that is about to be used.
     pub(super) fn check_packs(&self, tree: &Tree) -> Result<(), BakeError> {
-        match self.store.check_blobs(&tree.packs())? {
+        self.check_blobs(&tree.packs())
+    }
+
+    /// Reads blobs that are about to be used.
+    pub(super) fn check_blobs(&self, digests: &[Digest]) -> Result<(), BakeError> {
+        match self.store.check_blobs(digests)? {
             0 => Ok(()),
             count => Err(BakeError::Damaged { count }),
         }

@@ -52,7 +52,7 @@ pub struct SystemFile {
     pub roothash: RootHash,
 }
 
-/// Writes the part of the image that is made first to `out`: an EROFS image of `packages`; answers its digest.
+/// Writes the part of the image that is made first to `out`: an EROFS image of `job.tree`; answers its digest.
 ///
 /// # Errors
 /// [`ImageError`] when mkfs.erofs is missing or fails, or a file can't be read or written.
