@@ -26,9 +26,25 @@ const PROFILE: &str = r##"(import "profiles/minimal.ncl") & {
   users.deploy = { uid = 1500, ssh_keys.laptop = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKZqJ0m0r8k2l1o9WqQ1u3m4y5z6A7B8C9D0E1F2G3H4 deploy" },
   files."/etc/site".source = "site",
   files."/etc/motd".text = "hello\n",
-  run."50-stamp".text = "#!/bin/sh\nset -e\nhostname > /etc/stamp\numask >> /etc/stamp\nenv | sort >> /etc/stamp\n",
+  run."50-stamp".source = "stamp.sh",
 }
 "##;
+
+/// Writes down what a script could learn of the host, and tries what root may and an ordinary user may not.
+const STAMP: &str = r#"#!/bin/sh
+set -e
+times=$(find /boot /home /srv /usr /var /etc/site -printf '%p %m %U %G %T@\n' | sort | sha256sum)
+{
+    hostname
+    umask
+    env | sort
+    echo "$times"
+    mknod /srv/device c 1 3 || true
+    touch /srv/file
+    chown 70000:70000 /srv/file || true
+    chown 1500:1500 /srv/file
+} > /etc/stamp
+"#;
 
 pub(crate) fn reference() -> &'static Reference {
     static REFERENCE: OnceLock<Reference> = OnceLock::new();
@@ -67,6 +83,7 @@ fn project(folder: &Path, reversed: bool) {
         fs::write(folder.join("site").join(&name), &name).expect("a file");
     }
     fs::write(folder.join("kiln.toml"), "").expect("a file");
+    fs::write(folder.join("stamp.sh"), STAMP).expect("a script");
     fs::write(folder.join("same.ncl"), PROFILE).expect("a profile");
 }
 

@@ -214,7 +214,7 @@ fn a_wrong_override_is_named() {
     for (set, expected) in [
         ("disk.size=lots", "--set disk.size=lots:1:"),
         ("pakages.nginx={}", "did you mean `packages`?"),
-        ("hostname=3", "--set hostname=3:1:"),
+        ("hostname=-3", "--set hostname=-3:1:"),
         ("a..b=1", "`a..b` is no field: a name is empty"),
         ("disk.label=other", "--set disk.label=other:1:"),
         ("disk", "write PATH=VALUE"),

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -135,12 +135,103 @@ fn usage_is_explained_to_machines_too() {
 }
 
 #[test]
-fn numbers_where_texts_are_meant_are_to_be_quoted() {
+fn numbers_where_texts_are_meant_are_texts() {
     let folder = place();
-    let eval = |set: &str| refused(folder.path(), &["eval", "p.ncl", "--set", set]);
-    let error = eval("version=1.2");
-    assert!(error.contains("a text that looks like a number is quoted: --set 'version=\"1.2\"'"), "{error}");
-    assert!(!eval("boot.timeout=-1").contains("quoted"));
+    let output = kiln(folder.path(), &["eval", "p.ncl", "--set", "version=1.10", "--field", "version"]);
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "1.10\n");
+    assert!(
+        refused(folder.path(), &["eval", "p.ncl", "--set", "boot.timeout=-1"])
+            .contains("--set boot.timeout=-1")
+    );
+}
+
+#[test]
+fn nobody_has_to_listen() {
+    let folder = place();
+    let full = || fs::File::options().write(true).open("/dev/full").unwrap();
+    let status = |args: &[&str], stdout: Stdio| {
+        let mut command = command(folder.path(), args);
+        command.stdout(stdout).stderr(full()).status().unwrap().code()
+    };
+    assert_eq!(status(&["eval", "absent.ncl", "-vv"], Stdio::null()), Some(2));
+    assert_eq!(status(&["eval", "absent.ncl", "--json"], Stdio::null()), Some(2));
+    assert_eq!(status(&["biuld"], Stdio::null()), Some(2));
+    assert_eq!(status(&["eval", "p.ncl"], full().into()), Some(1));
+    assert_eq!(status(&["--help"], full().into()), Some(1));
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    assert_eq!(status(&["eval", "p.ncl"], writer.into()), Some(0));
+}
+
+#[test]
+fn a_lock_is_left_as_it_is_when_archives_are_not_to_be_asked() {
+    let folder = place();
+    let lock = |args: &[&str]| refused(folder.path(), &[&["lock"], args].concat());
+    assert!(lock(&["p.ncl", "--offline"]).contains("p.lock is not there, and --offline forbids to make it"));
+    assert!(lock(&["p.ncl", "--locked"]).contains("p.lock is not there, and --locked forbids to make it"));
+    let build = refused(folder.path(), &["build", "p.ncl", "--locked"]);
+    assert!(build.contains("--locked forbids to make it"), "{build}");
+    for args in [
+        &["p.ncl", "--offline", "--update"][..],
+        &["--offline", "--update", "p.ncl"],
+        &["--offline", "--update", "nginx", "p.ncl"],
+    ] {
+        assert!(lock(args).contains("only archives know what to update to"), "{args:?}");
+    }
+    assert!(
+        lock(&["--update"]).contains("usage")
+            || lock(&["--update"]).contains("Usage: kiln lock [OPTIONS] <PROFILE>")
+    );
+    assert_eq!(names(folder.path()), ["home", "p.ncl"]);
+}
+
+#[test]
+fn what_is_no_lock_is_told_and_stays() {
+    let folder = place();
+    for bytes in [&b"\xff\xfe\0\x01"[..], b"", b"[[["] {
+        fs::write(folder.path().join("p.lock"), bytes).unwrap();
+        for verb in ["build", "lock"] {
+            let error = refused(folder.path(), &[verb, "p.ncl"]);
+            assert!(error.contains("p.lock") && error.contains("take the file away"), "{verb}: {error}");
+        }
+        assert_eq!(fs::read(folder.path().join("p.lock")).unwrap(), bytes);
+    }
+    fs::remove_file(folder.path().join("p.lock")).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", folder.path().join("p.lock")).unwrap();
+    let output = kiln(folder.path(), &["build", "p.ncl"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("p.lock: it is no regular file"));
+}
+
+#[test]
+fn an_export_replaces_files_only() {
+    let folder = place();
+    disk(folder.path());
+    let export = |args: &[&str]| kiln(folder.path(), &[&["export"], args].concat());
+    fs::create_dir(folder.path().join("kept")).unwrap();
+    std::os::unix::fs::symlink("kept/disk.qcow2", folder.path().join("link")).unwrap();
+    assert!(export(&["disk.raw", "-o", "link"]).status.success());
+    assert!(folder.path().join("link").is_symlink() && folder.path().join("kept/disk.qcow2").is_file());
+    let output = Command::new("mknod").arg(folder.path().join("null")).args(["p"]).output().unwrap();
+    assert!(output.status.success());
+    let output = export(&["disk.raw", "-o", "null"]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("can't write null: what is there is no regular file, and stays"), "{error}");
+    fs::write(folder.path().join("notes"), "buy milk").unwrap();
+    assert!(
+        refused(folder.path(), &["export", "notes", "-o", "x"]).contains("8 bytes are no sectors of 512")
+    );
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_told_first() {
+    let folder = place();
+    let output = kiln(folder.path(), &["build", "p.ncl", "-o", "p.ncl/out"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("can't write into p.ncl/out"), "{error}");
+    assert!(!folder.path().join("p.lock").exists());
 }
 
 #[test]

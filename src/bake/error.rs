@@ -15,6 +15,7 @@ use crate::source::debian::archive::ArchiveError;
 use crate::source::debian::deb::DebError;
 use crate::source::debian::resolve::ResolveError;
 use crate::store::StoreError;
+use crate::units::Bytes;
 
 /// Why a bake failed.
 #[derive(Debug, thiserror::Error)]
@@ -40,8 +41,10 @@ pub enum BakeError {
     Lock(#[from] LockError),
     #[error("{path} doesn't answer the profile any more: {reasons}", path = path.display())]
     Stale { path: PathBuf, reasons: Unsatisfied },
-    #[error("{path} is not there, and --offline forbids to make it", path = path.display())]
-    NoLock { path: PathBuf },
+    #[error("{path} is not there, and --{option} forbids to make it", path = path.display())]
+    NoLock { path: PathBuf, option: &'static str },
+    #[error("only archives know what to update to, and they are not to be asked")]
+    FixedLock,
     #[error("{path} is not there: nothing is locked yet", path = path.display())]
     Unlocked { path: PathBuf, profile: PathBuf },
     #[error("`{name}` is none of the locked packages{near}")]
@@ -58,6 +61,8 @@ pub enum BakeError {
     LocalChanged { path: String, locked: String, found: String },
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
+    #[error("{source}: {free} are free for the store {store}", store = store.display())]
+    NoSpace { source: SandboxError, free: Bytes, store: PathBuf },
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
     #[error(transparent)]

@@ -10,7 +10,8 @@ use crate::date::Timestamp;
 use crate::digest::Digest;
 use crate::fetch::{Options, Remote};
 use crate::host::fs::{FileError, write_atomically};
-use crate::lock::{Goals, Lock, LockDiff, diff};
+use crate::lock::{Goals, LOCAL, Lock, LockDiff, diff};
+use crate::package::LockedPackage;
 use crate::rootfs::Near;
 use crate::source::debian::archive::Updater;
 use crate::source::debian::deb::Deb;
@@ -75,8 +76,8 @@ impl Session<'_> {
     pub fn locked(&self, profile: Profile) -> Result<Locked, BakeError> {
         let path = profile.lock_path();
         let Some(lock) = read_lock(&path)? else {
-            if self.offline {
-                return Err(BakeError::NoLock { path });
+            if let Some(option) = self.lock_is_fixed() {
+                return Err(BakeError::NoLock { path, option });
             }
             self.watch.say("locking", &format!("{} is not there yet", path.display()));
             return Ok(self.update_lock(profile, &Update::All)?.locked);
@@ -85,6 +86,25 @@ impl Session<'_> {
             Ok(()) => Ok(Locked { profile, lock }),
             Err(reasons) => Err(BakeError::Stale { path, reasons }),
         }
+    }
+
+    /// The option by which locks may not be made anew.
+    fn lock_is_fixed(&self) -> Option<&'static str> {
+        match (self.locked_only, self.offline) {
+            (true, _) => Some("locked"),
+            (false, true) => Some("offline"),
+            (false, false) => None,
+        }
+    }
+
+    /// The lock that is there, when it answers the profile: what can be said of it without asking archives.
+    fn unchanged_lock(&self, profile: Profile, update: &Update) -> Result<LockUpdate, BakeError> {
+        if *update != Update::Needed {
+            return Err(BakeError::FixedLock);
+        }
+        let path = profile.lock_path();
+        let locked = self.locked(profile)?;
+        Ok(LockUpdate { path, changes: LockDiff::default(), first: false, locked })
     }
 
     /// The profile with the lock beside it; none is made.
@@ -99,11 +119,15 @@ impl Session<'_> {
         }
     }
 
-    /// Resolves the profile against its archives as they are now and writes the lock.
+    /// Resolves the profile against its archives as they are now and writes the lock. When they are not to be asked, the lock
+    /// that is there must do.
     ///
     /// # Errors
     /// When an archive can't be had or trusted, or the packages can't be resolved; the old lock stays then.
     pub fn update_lock(&self, profile: Profile, update: &Update) -> Result<LockUpdate, BakeError> {
+        if self.lock_is_fixed().is_some() {
+            return self.unchanged_lock(profile, update);
+        }
         let path = profile.lock_path();
         let old = read_lock(&path)?;
         if let (Some(old), Update::Packages(names)) = (&old, update) {
@@ -147,6 +171,11 @@ impl Session<'_> {
         let request = Request { wanted, recommends: system.recommends, pins: &pins, essential: true };
         let packages = resolve(&universe, &request)?;
         drop(universe);
+        for name in unused(profile, &packages) {
+            let why = "isn't installed: nothing asks for it, or an archive has a higher version";
+            self.watch
+                .say("warning", &format!("local_debs.{name} {why}; `packages.{name} = {{}}` asks for it"));
+        }
         let universe = Universe::new(&tool_indexes, host_arch(system)).map_err(ResolveError::from)?;
         let tools = |names: &[&str]| {
             let request = Request {
@@ -170,6 +199,17 @@ impl Session<'_> {
     }
 }
 
+/// Local packages that resolving didn't choose, by the name under which the profile offers them.
+fn unused<'a>(profile: &'a Profile, chosen: &[LockedPackage]) -> Vec<&'a str> {
+    let of_profile = profile.system().local_debs.iter().filter(|(_, local)| local.enable);
+    let chosen: BTreeSet<&str> =
+        chosen.iter().filter(|p| p.archive == LOCAL).map(|p| p.path.as_str()).collect();
+    of_profile
+        .filter(|(_, local)| !chosen.contains(local.path.as_str()))
+        .map(|(name, _)| name.as_str())
+        .collect()
+}
+
 /// Refuses names that neither the lock nor the profile has.
 fn are_known(names: &[String], profile: &Profile, old: &Lock) -> Result<(), BakeError> {
     let wanted = profile.system().packages.iter().filter(|(_, p)| p.enable).map(|(name, _)| name.as_str());
@@ -186,11 +226,16 @@ fn are_known(names: &[String], profile: &Profile, old: &Lock) -> Result<(), Bake
 
 /// The lock at `path`, if there is one.
 fn read_lock(path: &Path) -> Result<Option<Lock>, BakeError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(Lock::parse(&text, &path.display().to_string())?)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(FileError::at("can't read", path)(e).into()),
+    let wrong = || FileError::at("can't read", path);
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_file() => {}
+        Ok(_) => return Err(wrong()(io::Error::other("it is no regular file")).into()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(wrong()(e).into()),
     }
+    // What is no text has no line that could be named; the parser says what it is.
+    let bytes = fs::read(path).map_err(wrong())?;
+    Ok(Some(Lock::parse(&String::from_utf8_lossy(&bytes), &path.display().to_string())?))
 }
 
 /// What the lock of a profile must answer.

@@ -55,6 +55,8 @@ pub struct Session<'a> {
     pub mirrors: Mirrors,
     /// Nothing is fetched: what is missing is an error.
     pub offline: bool,
+    /// Locks are taken as they are: one that is missing is an error.
+    pub locked_only: bool,
     /// Told what is being done.
     pub watch: &'a dyn Watch,
 }
@@ -80,7 +82,9 @@ impl Session<'_> {
     pub fn build(&self, request: &BuildRequest) -> Result<Outputs, BakeError> {
         let profile = self.evaluate(&request.profile)?;
         let name = &profile.system().name;
-        output::refuse_foreign(&output::folder_of(request, name), name, &request.formats)?;
+        let folder = output::folder_of(request, name);
+        output::refuse_foreign(&folder, name, &request.formats)?;
+        crate::host::fs::check_writable(&folder)?;
         let locked = self.locked(profile)?;
         match self.bake(&locked, request) {
             // What is damaged has been moved aside: a second time it is fetched or made again.
@@ -95,6 +99,7 @@ impl Session<'_> {
     fn bake(&self, locked: &Locked, request: &BuildRequest) -> Result<Outputs, BakeError> {
         let tree = self.tree(locked)?;
         let disk = self.disk(locked, &tree)?;
+        self.warn_of_faults(locked, &disk)?;
         let outputs = self.output(locked, &tree, &disk, request)?;
         self.remember(locked, &[&tree.steps[..], &disk.steps[..]].concat())?;
         Ok(outputs)

@@ -17,7 +17,7 @@ use super::steps::open_image;
 use super::{BakeError, BakedDisk, BakedTree, BuildRequest, Generation, Locked, Session, ToolSet};
 use crate::digest::Digest;
 use crate::export::{self, Compression};
-use crate::host::fs::{FileError, copy_sparse, write_atomically};
+use crate::host::fs::{FileError, NewFile, copy_sparse, write_atomically};
 use crate::layout::Layout;
 use crate::store::{Inputs, Root, StepResult};
 
@@ -391,14 +391,10 @@ fn is_ours(folder: &Path) -> bool {
 /// Copies a file of the store to the output folder, under a temporary name first. The store's own file must not be
 /// linked: a machine that is run from the output would change it.
 fn place(from: &Path, target: &Path) -> Result<(), BakeError> {
-    let folder = target.parent().unwrap_or(Path::new("."));
-    let wrong = || FileError::at("can't write", target);
     let source = File::open(from).map_err(FileError::at("can't read", from))?;
-    let copy = tempfile::Builder::new().prefix(".kiln-").tempfile_in(folder).map_err(wrong())?;
-    copy_sparse(&source, copy.as_file()).map_err(wrong())?;
-    crate::host::fs::set_mode_by_umask(copy.as_file()).map_err(wrong())?;
-    copy.persist(target).map_err(|e| wrong()(e.error))?;
-    Ok(())
+    let copy = NewFile::at(target)?;
+    copy_sparse(&source, copy.file()).map_err(FileError::at("can't write", target))?;
+    Ok(copy.finish()?)
 }
 
 fn read_stamps(folder: &Path) -> BTreeMap<String, Stamp> {

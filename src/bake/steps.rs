@@ -51,9 +51,11 @@ impl Session<'_> {
     /// # Errors
     /// [`BakeError`] of the phase that failed.
     pub fn tree(&self, locked: &Locked) -> Result<BakedTree, BakeError> {
+        // Read first, as what is wrong with them need not wait for the packages.
+        let files = sources::digests(&locked.profile)?;
         let inputs = packages_inputs(locked);
         let packages = self.store.step(&inputs, &self.waiting("packages"), || self.install(locked))?;
-        let tree_inputs = tree_inputs(locked, &packages)?;
+        let tree_inputs = tree_inputs(locked, &packages, files);
         let make = || self.compose(locked, &packages);
         let result = self.store.step(&tree_inputs, &self.waiting("tree"), make)?;
         Ok(BakedTree { steps: vec![inputs, tree_inputs], result, packages })
@@ -155,7 +157,7 @@ impl Session<'_> {
             scope.spawn(|| self.tools(locked, ToolSet::Disk).ok());
             sandbox::install(&job, scratch.path(), &progress)
         });
-        let installed = installed.map_err(|e| self.with_kept_log(e))?;
+        let installed = installed.map_err(|e| self.explained(e))?;
         let mut result = self.keep_tree(&installed.tree, &installed)?;
         let log =
             fs::read(&installed.log).map_err(crate::host::fs::FileError::at("can't read", &installed.log))?;
@@ -166,16 +168,21 @@ impl Session<'_> {
         Ok(result)
     }
 
-    /// Keeps what a failed script printed, when its sandbox goes away: one log for each script, the last one.
-    fn with_kept_log(&self, error: SandboxError) -> SandboxError {
-        let SandboxError::Script { package, script, status, tail, log } = error else { return error };
+    /// Keeps what a failed script printed, when its sandbox goes away: one log for each script, the last one. Of a full file
+    /// system it says how much was free.
+    fn explained(&self, error: SandboxError) -> BakeError {
+        if error.is_full() {
+            let free = self.store.free_space().unwrap_or_default();
+            return BakeError::NoSpace { source: error, free, store: self.store.root().to_owned() };
+        }
+        let SandboxError::Script { package, script, status, tail, log } = error else { return error.into() };
         let plain = |c: char| if c.is_ascii_alphanumeric() || ".+-".contains(c) { c } else { '-' };
         let name: String = format!("{package}.{script}.log").chars().map(plain).collect();
         let folder = self.store.root().join("logs");
         let kept = folder.join(name);
         let copied = fs::create_dir_all(&folder).and_then(|()| fs::copy(&log, &kept));
         let log = if copied.is_ok() { kept } else { log };
-        SandboxError::Script { package, script, status, tail, log }
+        SandboxError::Script { package, script, status, tail, log }.into()
     }
 
     /// Reads the packs of a tree that is about to be used.
@@ -297,7 +304,7 @@ impl Session<'_> {
         let progress = |p: &sandbox::Progress| task.at(p.done, &format!("{} {}", p.phase, p.what));
         let job = CustomiseJob { epoch, scripts: scripts(work), wipe: false };
         let installed = sandbox::customise(&tree, self.store, &job, scratch.path(), &progress);
-        let installed = installed.map_err(|e| self.with_kept_log(e))?;
+        let installed = installed.map_err(|e| self.explained(e))?;
         if let Some(pack) = &installed.pack {
             self.store.adopt(&pack.path, &pack.digest)?;
         }
@@ -398,7 +405,8 @@ pub(super) fn packages_inputs(locked: &Locked) -> Inputs {
     package_fields(inputs, &locked.lock.packages)
 }
 
-pub(super) fn tree_inputs(locked: &Locked, packages: &StepResult) -> Result<Inputs, BakeError> {
+/// The inputs of a tree; `files` are those beside the profile.
+pub(super) fn tree_inputs(locked: &Locked, packages: &StepResult, files: BTreeMap<String, Digest>) -> Inputs {
     let mut inputs = Inputs::new("tree", 1)
         .with("code", env!("KILN_CODE_TREE"))
         .with("epoch", locked.epoch())
@@ -410,10 +418,10 @@ pub(super) fn tree_inputs(locked: &Locked, packages: &StepResult) -> Result<Inpu
             inputs = leaves(inputs, "profile ", &mut vec![field.clone()], value);
         }
     }
-    for (name, digest) in sources::digests(&locked.profile)? {
+    for (name, digest) in files {
         inputs = inputs.with(format!("file {name}"), digest);
     }
-    Ok(inputs)
+    inputs
 }
 
 /// Adds each value below `path` as an input of its own, so that a change can be told by its field.

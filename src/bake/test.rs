@@ -258,6 +258,23 @@ fn job<'a>(
     }
 }
 
+impl Session<'_> {
+    /// Tells of everything that keeps a disk from booting, as far as the disk alone shows it.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub(super) fn warn_of_faults(&self, locked: &Locked, disk: &BakedDisk) -> Result<(), BakeError> {
+        let system = locked.profile.system();
+        let expect = Expect { arch: system.arch, firmware: system.boot.firmware, serial: false };
+        for fault in
+            inspected(&disk.image.path, &expect)?.iter().filter(|check| check.verdict == Verdict::Failed)
+        {
+            self.watch.say("warning", &format!("it will not boot: {}: {}", fault.name, fault.detail));
+        }
+        Ok(())
+    }
+}
+
 /// The checks of the disk itself, before anything is booted.
 fn statics(subject: &Subject<'_>, plan: &Plan) -> Result<Vec<CheckResult>, FileError> {
     let expect = Expect { arch: subject.arch, firmware: plan.firmware, serial: plan.serial };

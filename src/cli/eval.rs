@@ -35,7 +35,7 @@ pub struct ProfileArgs {
 /// Options that change how a profile is evaluated.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Overrides {
-    /// Override a field, as in `disk.size=4GiB`; VALUE is JSON, or else plain text
+    /// Override a field, as in `disk.size=4GiB`; VALUE is JSON where the field takes that, else plain text
     #[arg(long = "set", value_name = "PATH=VALUE", value_parser = parse_set)]
     sets: Vec<(String, String)>,
     /// A further folder from which the profile may take files

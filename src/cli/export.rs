@@ -8,7 +8,7 @@ use serde_json::json;
 use super::Context;
 use super::report::Failure;
 use crate::export::{self, Compression};
-use crate::units::Bytes;
+use crate::units::{Bytes, SECTOR};
 use crate::vm::disk::Image;
 use crate::vm::machine::Format;
 
@@ -34,6 +34,11 @@ pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
     if image.format != Format::Raw {
         let message = format!("{} is a qcow2 image already: what is exported is raw", args.image.display());
         return Err(Failure::usage("export", message).hint("`qemu-img convert -O raw` makes a raw one of it"));
+    }
+    let size = std::fs::metadata(&args.image).map_err(|e| Failure::of("file", &e))?.len();
+    if size == 0 || size % SECTOR != 0 {
+        let message = format!("{} is no disk: {size} bytes are no sectors of {SECTOR}", args.image.display());
+        return Err(Failure::usage("export", message).hint("give a raw image, as `kiln build` writes it"));
     }
     if is_same(&args.image, &args.out) {
         let message = format!("{} would be written over itself", args.image.display());

@@ -15,7 +15,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
         super::internal_upload::PART => super::internal_upload::main(&args[1..]),
         crate::vm::netns::PART => crate::vm::netns::inner::main(&args[1..]),
         _ => {
-            eprintln!("kiln internal: no part is named `{part}`");
+            super::report::tell(format_args!("kiln internal: no part is named `{part}`"));
             ExitCode::from(2)
         }
     }

@@ -49,10 +49,7 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
         Err(error) => Err(AwsError::credentials(error.to_string())),
     };
     match found {
-        Ok(lines) => {
-            println!("{lines}");
-            ExitCode::SUCCESS
-        }
+        Ok(lines) => super::answer(&lines),
         Err(error) => {
             Failure::from(error).print(false, false);
             ExitCode::FAILURE

@@ -59,10 +59,7 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
         Err(error) => Err(AwsError::credentials(error.to_string()).into()),
     };
     match done {
-        Ok(line) => {
-            println!("{line}");
-            ExitCode::SUCCESS
-        }
+        Ok(line) => super::answer(&line),
         Err(error) => {
             Failure::of("aws", &error).print(false, false);
             ExitCode::from(if error.is_interrupted() { 130 } else { 1 })

@@ -1,5 +1,7 @@
 //! `kiln lock PROFILE`: resolves the profile against its archives and writes `NAME.lock` beside it.
 
+use std::ffi::OsString;
+
 use serde_json::json;
 
 use super::Context;
@@ -10,6 +12,7 @@ use crate::lock::PackageDiff;
 
 /// Arguments of `kiln lock`.
 #[derive(Debug, clap::Args)]
+#[command(override_usage = "kiln lock [OPTIONS] <PROFILE> [--update [PACKAGE]...]")]
 pub struct Args {
     #[command(flatten)]
     profile: ProfileArgs,
@@ -17,6 +20,22 @@ pub struct Args {
     /// Without it only what the profile newly asks for is resolved; the rest stays as it is locked.
     #[arg(long, value_name = "PACKAGE", num_args = 0..)]
     update: Option<Vec<String>>,
+}
+
+/// `--update` takes every word behind it, also a profile that stands there: the words with that in front. `None` when it
+/// isn't so.
+#[must_use]
+pub fn profile_first(args: &[OsString]) -> Option<Vec<OsString>> {
+    let place = |word: &str| args.iter().position(|arg| arg == word);
+    let (verb, update) = (place("lock")?, place("--update")?);
+    let last = args.iter().rposition(|arg| !arg.as_encoded_bytes().starts_with(b"-"))?;
+    if verb > update || last < update {
+        return None;
+    }
+    let mut args = args.to_vec();
+    let profile = args.remove(last);
+    args.insert(verb + 1, profile);
+    Some(args)
 }
 
 /// Locks, and prints what changed.

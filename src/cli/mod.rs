@@ -1,7 +1,7 @@
 //! The command line: one verb a file. What was typed ([`Cli`]) becomes what it means ([`Context`]) once, here.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -154,7 +154,6 @@ impl Context {
     /// # Errors
     /// When standard output can't be written to; a closed pipe is no error.
     pub fn print(&self, value: &impl serde::Serialize, text: impl FnOnce() -> String) -> Result<(), Failure> {
-        use std::io::Write;
         let mut out = if self.json {
             serde_json::to_string_pretty(value).map_err(|e| Failure::new("json", e.to_string()))?
         } else {
@@ -163,11 +162,29 @@ impl Context {
         if !out.is_empty() && !out.ends_with('\n') {
             out.push('\n');
         }
-        match std::io::stdout().lock().write_all(out.as_bytes()) {
-            Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-                Err(Failure::new("output", format!("can't write to standard output: {e}")))
-            }
-            _ => Ok(()),
+        output(&out)
+    }
+}
+
+/// Writes to standard output. A closed pipe is no error: whoever reads had enough.
+fn output(text: &str) -> Result<(), Failure> {
+    use std::io::Write;
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::new("output", format!("can't write to standard output: {e}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Gives a part of Kiln's that was started by another its answer, a line.
+fn answer(line: &str) -> std::process::ExitCode {
+    match output(&format!("{line}\n")) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.print(false, false);
+            std::process::ExitCode::FAILURE
         }
     }
 }
@@ -190,6 +207,8 @@ fn start_tracing(verbose: u8, color: bool) {
         .with_ansi(color)
         .with_target(false)
         .without_time()
+        // A line that can't be written is lost, not a panic.
+        .log_internal_errors(false)
         .with_filter(targets.with_targets(quiet));
     // A second subscriber in the same process (tests) is no failure.
     let _ = tracing_subscriber::registry().with(lines).try_init();
@@ -220,18 +239,22 @@ pub fn command() -> clap::Command {
 /// Parses `args`, runs the verb and answers the exit status.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> Status {
     let args: Vec<OsString> = args.into_iter().collect();
+    // Set and empty counts as not set, here as elsewhere.
+    if std::env::var_os("TMPDIR").is_some_and(|folder| folder.is_empty()) {
+        let _ = tempfile::env::override_temp_dir(Path::new("/tmp"));
+    }
     // What follows `--` is a guest's.
     let json = args.iter().take_while(|arg| *arg != "--").any(|arg| arg == "--json");
-    let cli = match command().try_get_matches_from(args).and_then(|m| Cli::from_arg_matches(&m)) {
+    let parse =
+        |args: &[OsString]| command().try_get_matches_from(args).and_then(|m| Cli::from_arg_matches(&m));
+    let other = |error| lock::profile_first(&args).and_then(|args| parse(&args).ok()).ok_or(error);
+    let cli = match parse(&args).or_else(other) {
         Ok(cli) => cli,
         Err(usage) if json && usage.use_stderr() => {
             usage_failure(&usage).print(true, false);
             return Status::Usage;
         }
-        Err(usage) => {
-            let _ = usage.print();
-            return if usage.use_stderr() { Status::Usage } else { Status::Done };
-        }
+        Err(usage) => return printed(&usage),
     };
     let context = Context::new(cli.global);
     if let Err(e) = crate::host::interrupt::install() {
@@ -246,6 +269,16 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Status {
             failure.print(context.json, context.color);
             failure.status
         }
+    }
+}
+
+/// Prints what clap answers itself: help and version to standard output, errors to standard error.
+fn printed(usage: &clap::Error) -> Status {
+    let lost = |e: &std::io::Error| e.kind() != std::io::ErrorKind::BrokenPipe;
+    match usage.print() {
+        _ if usage.use_stderr() => Status::Usage,
+        Err(e) if lost(&e) => Status::Failed,
+        _ => Status::Done,
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use super::report::tell;
 use crate::units::Bytes;
 
 /// Where progress is shown. All of it goes to standard error.
@@ -44,7 +45,7 @@ impl Progress {
     pub fn say(&self, what: &str, text: &str) {
         match &self.mode {
             Mode::Silent => {}
-            Mode::Lines => eprintln!("{what:>10}  {text}"),
+            Mode::Lines => line(what, text),
             Mode::Bars { bars, color } => {
                 let line = if *color {
                     format!("\x1b[1;32m{what:>10}\x1b[0m  {text}")
@@ -63,7 +64,7 @@ impl Progress {
         let bar = match &self.mode {
             Mode::Silent => None,
             Mode::Lines => {
-                eprintln!("{what:>10}  {text}");
+                line(what, text);
                 None
             }
             Mode::Bars { bars, .. } => {
@@ -86,6 +87,11 @@ impl Progress {
             let _ = bars.clear();
         }
     }
+}
+
+/// A plain line.
+fn line(what: &str, text: &str) {
+    tell(format_args!("{what:>10}  {}", text.trim_end()));
 }
 
 fn style(total: u64) -> ProgressStyle {
@@ -129,8 +135,8 @@ impl Task {
         *last = Instant::now();
         let (done, total) = (Bytes(done), Bytes(self.total));
         match self.total {
-            0 => eprintln!("{:>10}  {text}", self.what),
-            _ => eprintln!("{:>10}  {done} of {total} {text}", self.what),
+            0 => line(&self.what, text),
+            _ => line(&self.what, &format!("{done} of {total} {text}")),
         }
     }
 }

@@ -266,8 +266,7 @@ fn print(carried: &Carried<'_>, folder: &Path, took: Duration, cx: &Context) -> 
     let record = folder.join(RECORD);
     if cx.json {
         let value = json!({ "event": "done", "record": record, "publication": carried.record() });
-        println!("{value}");
-        return Ok(());
+        return super::output(&format!("{value}\n"));
     }
     cx.progress.clear();
     cx.print(&(), || {

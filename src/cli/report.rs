@@ -1,10 +1,16 @@
 //! Failures as users see them: what went wrong, a kind for machines, the next step, the exit status.
 
 use std::error::Error;
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
+use std::io::Write as _;
 use std::process::{ExitCode, Termination};
 
 use crate::host::interrupt::Interrupted;
+
+/// Writes a line to standard error. One that nobody reads any more, or that is full, is no reason to fail.
+pub fn tell(line: impl Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
 
 /// The exit status of `kiln`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,20 +106,20 @@ impl Failure {
     pub fn print(&self, json: bool, color: bool) {
         if json {
             let value = serde_json::json!({ "error": {
-                "kind": self.kind, "message": self.message, "hint": self.hint, "status": self.status as u8,
+                "kind": self.kind, "message": self.message.trim_start_matches("error: ").trim_end(), "hint": self.hint, "status": self.status as u8,
             }});
-            eprintln!("{value}");
+            tell(value);
             return;
         }
         let (red, cyan, reset) = if color { ("\x1b[1;31m", "\x1b[1;36m", "\x1b[0m") } else { ("", "", "") };
         // Nickel's diagnostics begin with their own `error:`.
         if self.message.trim_start().starts_with("error") || self.message.starts_with('\x1b') {
-            eprintln!("{}", self.message.trim_end());
+            tell(self.message.trim_end());
         } else {
-            eprintln!("{red}error{reset}: {}", self.message.trim_end());
+            tell(format_args!("{red}error{reset}: {}", self.message.trim_end()));
         }
         if let Some(hint) = &self.hint {
-            eprintln!("{cyan}hint{reset}: {hint}");
+            tell(format_args!("{cyan}hint{reset}: {hint}"));
         }
     }
 }

@@ -31,6 +31,9 @@ pub struct TransportArgs {
     /// Fetch nothing: everything must be in the store
     #[arg(long)]
     offline: bool,
+    /// Take the lock as it is: one that isn't there, or doesn't answer the profile any more, is an error
+    #[arg(long)]
+    locked: bool,
 }
 
 impl ProfileArgs {
@@ -57,7 +60,8 @@ impl ProfileArgs {
     ) -> Result<T, Failure> {
         let store: Store = store::open(cx)?;
         let mirrors = Mirrors::of_host(&self.transport.mirrors).map_err(BakeError::from)?;
-        work(&Session { store: &store, mirrors, offline: self.transport.offline, watch: &cx.progress })
+        let TransportArgs { offline, locked, .. } = self.transport;
+        work(&Session { store: &store, mirrors, offline, locked_only: locked, watch: &cx.progress })
     }
 }
 
@@ -100,7 +104,11 @@ impl From<BakeError> for Failure {
             BakeError::InTheWay { .. } => usage("in-the-way", &error)
                 .hint("`-o DIR` names another folder; or move the file away, if it may go"),
             BakeError::NoLock { .. } => usage("lock-missing", &error).hint("`kiln lock PROFILE` makes it"),
-            BakeError::Lock(_) => usage("lock", &error),
+            BakeError::FixedLock => usage("lock-fixed", &error)
+                .hint("without --offline and --locked, `kiln lock` asks the archives what they have now"),
+            BakeError::Lock(_) => {
+                usage("lock", &error).hint("or take the file away, and `kiln lock` makes another")
+            }
             BakeError::Resolve(_) => usage("resolve", &error),
             BakeError::Rootfs(_) => usage("rootfs", &error),
             BakeError::Boot(_) => usage("boot", &error),
@@ -113,6 +121,8 @@ impl From<BakeError> for Failure {
             BakeError::Offline { .. } => Failure::of("offline", &error).hint("run it once without --offline"),
             BakeError::Sandbox(crate::sandbox::SandboxError::Script { .. }) => Failure::of("script", &error)
                 .hint("the log tells what it did before; nothing of the image is kept"),
+            BakeError::NoSpace { .. } => Failure::of("full", &error)
+                .hint("`kiln gc` drops what no image needs; --store or KILN_STORE name a roomier place"),
             BakeError::Sandbox(_) => {
                 Failure::of("sandbox", &error).hint("`kiln doctor` says what this host allows")
             }

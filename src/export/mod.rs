@@ -11,7 +11,7 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use crate::format::qcow2::{CLUSTER, Tables};
-use crate::host::fs::{FileError, data_ranges, is_zero, set_mode_by_umask};
+use crate::host::fs::{FileError, NewFile, data_ranges, is_zero};
 use crate::host::interrupt::{Interrupted, check};
 use crate::units::Bytes;
 
@@ -53,17 +53,13 @@ pub enum ExportError {
 /// [`ExportError`]; nothing is left behind.
 pub fn qcow2(raw: &Path, out: &Path, compression: Compression) -> Result<Bytes, ExportError> {
     let source = File::open(raw).map_err(FileError::at("can't read", raw))?;
-    let wrong = || FileError::at("can't write", out);
-    let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let temporary =
-        tempfile::Builder::new().prefix(".kiln-").suffix(".qcow2").tempfile_in(folder).map_err(wrong())?;
-    let length = convert(&source, temporary.as_file(), compression).map_err(|e| match e {
+    let new = NewFile::at(out)?;
+    let length = convert(&source, new.file(), compression).map_err(|e| match e {
         Failure::Read(e) => FileError::at("can't read", raw)(e).into(),
-        Failure::Write(e) => wrong()(e).into(),
+        Failure::Write(e) => FileError::at("can't write", out)(e).into(),
         Failure::Interrupted(e) => ExportError::Interrupted(e),
     })?;
-    set_mode_by_umask(temporary.as_file()).map_err(wrong())?;
-    temporary.persist(out).map_err(|e| wrong()(e.error))?;
+    new.finish()?;
     Ok(Bytes(length))
 }
 

@@ -122,6 +122,16 @@ fn describe(failures: &[Failure]) -> String {
     failures.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
+impl Failure {
+    /// What helps when servers don't have the file any more.
+    fn gone(&self) -> &'static str {
+        if self.label.contains("://") {
+            return "\nnobody has it there: give another `url` in the profile, or put the file beside the profile";
+        }
+        "\nthe mirrors no longer have it: name a snapshot archive with KILN_SNAPSHOT=URL, or lock anew with `kiln lock`"
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "can't fetch {}:", self.label)?;
@@ -132,10 +142,7 @@ impl fmt::Display for Failure {
             write!(f, "\n  {}: {}", attempt.url, attempt.reason)?;
         }
         if !self.snapshot && self.attempts.iter().any(|a| a.gone) {
-            write!(
-                f,
-                "\nthe mirrors no longer have it: name a snapshot archive with KILN_SNAPSHOT=URL, or lock anew with `kiln lock`"
-            )?;
+            f.write_str(self.gone())?;
         }
         Ok(())
     }

@@ -3,10 +3,13 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::unistd::{Whence, lseek64};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
+use nix::sys::stat::Mode;
+use nix::unistd::{AccessFlags, Whence, access, linkat, lseek64};
 
 /// A file operation that failed, with the path it was about.
 #[derive(Debug, thiserror::Error)]
@@ -34,20 +37,125 @@ impl FileError {
     }
 }
 
+/// A file that is put under its name once it is whole: a reader, or a crash, sees the old file or the new one. Where the file
+/// system can (O_TMPFILE of open(2)) it has no name until then, so that whoever is killed leaves nothing.
+#[derive(Debug)]
+pub struct NewFile {
+    path: PathBuf,
+    target: PathBuf,
+    written: Written,
+}
+
+#[derive(Debug)]
+enum Written {
+    Unnamed(File),
+    Named(tempfile::NamedTempFile),
+}
+
+impl NewFile {
+    /// A file that will stand under `path`, whose folder is made. Where a link stands, it will be the file that the link leads to.
+    ///
+    /// # Errors
+    /// [`FileError`] with the path, also when something stands there that is no file: a device, a folder.
+    pub fn at(path: &Path) -> Result<NewFile, FileError> {
+        let wrong = || FileError::at("can't write", path);
+        let target = replaced(path).map_err(wrong())?;
+        let folder = folder_of(&target);
+        fs::create_dir_all(folder).map_err(wrong())?;
+        let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+        let written = match nix::fcntl::open(folder, flags, Mode::from_bits_truncate(0o600)) {
+            Ok(file) => Written::Unnamed(file.into()),
+            Err(_) => Written::Named(unfinished().tempfile_in(folder).map_err(wrong())?),
+        };
+        Ok(NewFile { path: path.to_owned(), target, written })
+    }
+
+    /// The file, to be written.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        match &self.written {
+            Written::Unnamed(file) => file,
+            Written::Named(file) => file.as_file(),
+        }
+    }
+
+    /// Puts the file under its name, with the mode that a plainly created one would have.
+    ///
+    /// # Errors
+    /// [`FileError`] with the path; nothing is left behind.
+    pub fn finish(self) -> Result<(), FileError> {
+        let wrong = || FileError::at("can't write", &self.path);
+        set_mode_by_umask(self.file()).map_err(wrong())?;
+        match self.written {
+            Written::Named(file) => file.persist(&self.target).map(drop).map_err(|e| wrong()(e.error)),
+            Written::Unnamed(file) => {
+                // linkat(2) replaces nothing: the file gets another name first.
+                let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+                let link = |name: &Path| {
+                    linkat(AT_FDCWD, open.as_str(), AT_FDCWD, name, AtFlags::AT_SYMLINK_FOLLOW)
+                        .map_err(io::Error::from)
+                };
+                let named = unfinished().make_in(folder_of(&self.target), link).map_err(wrong())?;
+                named.persist(&self.target).map_err(|e| wrong()(e.error))
+            }
+        }
+    }
+}
+
+/// Finds out early whether files can be made in `folder`, which need not be there yet.
+///
+/// # Errors
+/// [`FileError`] with the folder.
+pub fn check_writable(folder: &Path) -> Result<(), FileError> {
+    let there = folder.ancestors().find(|path| path.exists()).filter(|path| !path.as_os_str().is_empty());
+    let there = there.unwrap_or(Path::new("."));
+    let refused = if there.is_dir() {
+        access(there, AccessFlags::W_OK | AccessFlags::X_OK).map_err(io::Error::from)
+    } else {
+        Err(io::ErrorKind::NotADirectory.into())
+    };
+    refused.map_err(FileError::at("can't write into", folder))
+}
+
+/// Names of what is not whole yet.
+fn unfinished() -> tempfile::Builder<'static, 'static> {
+    let mut names = tempfile::Builder::new();
+    names.prefix(".kiln-");
+    names
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// The file that a new one under `path` stands for: `path` itself, or what a link there leads to, whether it is there or not.
+fn replaced(path: &Path) -> io::Result<PathBuf> {
+    let mut path = path.to_owned();
+    // As many links as Linux follows (path_resolution(7)).
+    for _ in 0..40 {
+        let Ok(meta) = fs::symlink_metadata(&path) else { return Ok(path) };
+        if meta.is_file() {
+            return Ok(path);
+        }
+        if !meta.is_symlink() {
+            return Err(io::Error::other("what is there is no regular file, and stays"));
+        }
+        let target = fs::read_link(&path)?;
+        path = folder_of(&path).join(target);
+    }
+    Err(Errno::ELOOP.into())
+}
+
 /// Writes `bytes` under `path` so that a reader, or a crash, sees the old file or the whole new one.
 ///
 /// # Errors
 /// [`FileError`] with the path; nothing is left behind.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let wrong = || FileError::at("can't write", path);
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(folder).map_err(wrong())?;
-    let mut file = tempfile::Builder::new().prefix(".kiln-").tempfile_in(folder).map_err(wrong())?;
-    file.write_all(bytes).map_err(wrong())?;
-    set_mode_by_umask(file.as_file()).map_err(wrong())?;
-    file.as_file().sync_data().map_err(wrong())?;
-    file.persist(path).map_err(|e| wrong()(e.error))?;
-    Ok(())
+    let new = NewFile::at(path)?;
+    new.file().write_all(bytes).map_err(wrong())?;
+    new.file().sync_data().map_err(wrong())?;
+    new.finish()
 }
 
 /// Gives a temporary file (mode 0600) the mode that a plainly created one would have. The umask is read from /proc:
@@ -185,5 +293,35 @@ mod tests {
         write_atomically(&path, b"two").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_link_stays_and_what_is_no_file_is_refused() {
+        use std::os::unix::fs::symlink;
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        symlink("kept/file", at("link")).unwrap();
+        write_atomically(&at("link"), b"one").unwrap();
+        write_atomically(&at("link"), b"two").unwrap();
+        assert_eq!(fs::read_link(at("link")).unwrap(), Path::new("kept/file"));
+        assert_eq!(fs::read(at("kept/file")).unwrap(), b"two");
+        symlink("round", at("round")).unwrap();
+        for (path, why) in [
+            (at("round"), "symbolic links"),
+            (at("kept"), "no regular file"),
+            ("/dev/null".into(), "no regular"),
+        ] {
+            let error = write_atomically(&path, b"three").unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_finished_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let new = NewFile::at(&folder.path().join("file")).unwrap();
+        new.file().write_all_at(b"half", 0).unwrap();
+        drop(new);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

@@ -29,7 +29,7 @@ use crate::format::fat::{FatError, Volume};
 use crate::format::gpt::{BACKUP_SECTORS, GptError};
 use crate::format::mbr;
 use crate::format::piece::Piece;
-use crate::host::fs::FileError;
+use crate::host::fs::{FileError, NewFile};
 use crate::host::interrupt::Interrupted;
 use crate::host::tools::ToolError;
 use crate::layout::{Holds, Layout, Partition, Placed};
@@ -121,13 +121,8 @@ pub enum ImageError {
 /// [`ImageError`]; nothing is left behind.
 pub fn write(job: &WriteJob<'_>, out: &Path) -> Result<RawImage, ImageError> {
     let wrong = |what| FileError::at(what, out);
-    let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let temporary = tempfile::Builder::new()
-        .prefix(".kiln-")
-        .suffix(".raw")
-        .tempfile_in(folder)
-        .map_err(wrong("can't write"))?;
-    let file = temporary.as_file();
+    let new = NewFile::at(out)?;
+    let file = new.file();
     file.set_len(job.layout.size.0).map_err(wrong("can't write"))?;
     let placed: Vec<Vec<Placed<'_>>> = job.layout.partitions.iter().map(|p| placed(job, p)).collect();
     let mut pieces = table(job)?;
@@ -140,8 +135,7 @@ pub fn write(job: &WriteJob<'_>, out: &Path) -> Result<RawImage, ImageError> {
     let map = map.map_err(wrong("can't write"))?;
     holes::settle(file, &map).map_err(wrong("can't write"))?;
     let blocks = map.digest();
-    crate::host::fs::set_mode_by_umask(file).map_err(wrong("can't write"))?;
-    temporary.persist(out).map_err(|e| wrong("can't write")(e.error))?;
+    new.finish()?;
     Ok(RawImage { path: out.to_owned(), size: job.layout.size, blocks })
 }
 

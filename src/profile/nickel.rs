@@ -25,7 +25,7 @@ pub(super) fn evaluate_on_big_stack(request: &EvalRequest) -> Result<Raw, Profil
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
             .stack_size(STACK)
-            .spawn_scoped(scope, || evaluate(request))
+            .spawn_scoped(scope, || quoting::evaluated(request, &evaluate))
             .map_err(|e| internal(format!("no thread: {e}")))?;
         thread.join().unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -40,16 +40,6 @@ pub(super) fn evaluate_on_big_stack(request: &EvalRequest) -> Result<Raw, Profil
 }
 
 fn evaluate(request: &EvalRequest) -> Result<Raw, ProfileError> {
-    match evaluate_once(request) {
-        Err(ProfileError::Nickel(text)) => {
-            let hints = quoting::hints(request, &text, &|request| evaluate_once(request).map(drop));
-            Err(ProfileError::Nickel(text + &hints))
-        }
-        other => other,
-    }
-}
-
-fn evaluate_once(request: &EvalRequest) -> Result<Raw, ProfileError> {
     let project = Project::of(&request.profile, &request.roots)?;
     let format = format_of(&project.profile)?;
     let mut vm: Vm = VmContext::new(CacheHub::new(), io::sink(), NullReporter {});

@@ -1,37 +1,37 @@
-//! `--set version=1.2` gives a number where a text is meant: whether quotes would help is found out by trying.
-
-use std::fmt::Write as _;
+//! `--set version=1.10` gives a number where a text is meant: whether a text fits is found out by trying.
 
 use serde_json::Value;
 
 use super::{EvalRequest, ProfileError};
 
-/// A line for each override that `error` complains of and that is right once its value is a text.
-pub(super) fn hints(
+/// Evaluates; values that are complained of and look like a number, `true` or `null` are taken as the text that was typed,
+/// where that helps.
+///
+/// # Errors
+/// Those of evaluating.
+pub(super) fn evaluated<T>(
     request: &EvalRequest,
-    error: &str,
-    evaluate: &dyn Fn(&EvalRequest) -> Result<(), ProfileError>,
-) -> String {
-    let mut hints = String::new();
-    for (index, (path, value)) in request.sets.iter().enumerate() {
-        let typed = format!("--set {path}={value}");
-        if !error.contains(&typed) || !looks_like_another(value) {
-            continue;
-        }
-        let mut quoted = request.clone();
-        quoted.sets[index].1 = format!("\"{value}\"");
-        let still = match evaluate(&quoted) {
-            Ok(()) => false,
-            Err(error) => error.to_string().contains(&format!("--set {path}=")),
-        };
-        if !still {
-            let _ = write!(
-                hints,
-                "\n    = a text that looks like a number is quoted: --set '{path}=\"{value}\"'"
-            );
+    evaluate: &dyn Fn(&EvalRequest) -> Result<T, ProfileError>,
+) -> Result<T, ProfileError> {
+    let mut request = request.clone();
+    let mut outcome = evaluate(&request);
+    while let Err(ProfileError::Nickel(complaint)) = &outcome {
+        let Some(index) = complained_of(&request, complaint) else { break };
+        let (path, value) = &mut request.sets[index];
+        *value = Value::from(value.as_str()).to_string();
+        let typed = format!("--set {path}=");
+        match evaluate(&request) {
+            Err(ProfileError::Nickel(still)) if still.contains(&typed) => break,
+            other => outcome = other,
         }
     }
-    hints
+    outcome
+}
+
+/// The first override that `complaint` names and that could be a text.
+fn complained_of(request: &EvalRequest, complaint: &str) -> Option<usize> {
+    let named = |(path, value): &(String, String)| complaint.contains(&format!("--set {path}={value}"));
+    request.sets.iter().position(|set| looks_like_another(&set.1) && named(set))
 }
 
 /// Whether `value` is JSON, yet neither text nor made of others.
@@ -43,19 +43,40 @@ fn looks_like_another(value: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn nickel<T>(text: &str) -> Result<T, ProfileError> {
+        Err(ProfileError::Nickel(text.to_owned()))
+    }
+
+    fn request(sets: &[(&str, &str)]) -> EvalRequest {
+        let sets = sets.iter().map(|(path, value)| ((*path).to_owned(), (*value).to_owned())).collect();
+        EvalRequest { sets, ..EvalRequest::default() }
+    }
+
+    /// An evaluator that wants a text for `version` and a positive number for `uid`.
+    fn evaluate(request: &EvalRequest) -> Result<Vec<String>, ProfileError> {
+        for (path, value) in &request.sets {
+            let right = match path.as_str() {
+                "version" => value.starts_with('"'),
+                _ => value.parse::<u32>().is_ok(),
+            };
+            if !right {
+                return nickel(&format!("at --set {path}={value}:1:2"));
+            }
+        }
+        Ok(request.sets.iter().map(|(_, value)| value.clone()).collect())
+    }
+
     #[test]
-    fn only_what_quotes_mend_is_hinted_at() {
-        let sets =
-            vec![("version".to_owned(), "1.2".to_owned()), ("users.a.uid".to_owned(), "-1".to_owned())];
-        let request = EvalRequest { sets, ..EvalRequest::default() };
-        let evaluate = |request: &EvalRequest| match &*request.sets[0].1 {
-            "\"1.2\"" => Err(ProfileError::Nickel("--set users.a.uid=-1:1:2".to_owned())),
-            _ => Err(ProfileError::Nickel("--set version=1.2:1:2".to_owned())),
-        };
-        let found = hints(&request, "at --set version=1.2:1:2", &evaluate);
-        assert_eq!(found, "\n    = a text that looks like a number is quoted: --set 'version=\"1.2\"'");
-        let wrong = |_: &EvalRequest| Err(ProfileError::Nickel("--set version=:1:2".to_owned()));
-        assert_eq!(hints(&request, "--set version=1.2:1", &wrong), "");
-        assert_eq!(hints(&EvalRequest::default(), "", &wrong), "");
+    fn what_fits_as_text_only_is_text() {
+        let found = evaluated(&request(&[("version", "1.10"), ("uid", "7")]), &evaluate).unwrap();
+        assert_eq!(found, ["\"1.10\"", "7"]);
+    }
+
+    #[test]
+    fn what_text_does_not_mend_is_complained_of_as_it_was_typed() {
+        let error = evaluated(&request(&[("version", "1.10"), ("uid", "-1")]), &evaluate).unwrap_err();
+        assert_eq!(error.to_string(), "at --set uid=-1:1:2");
+        let error = evaluated(&request(&[("uid", "x")]), &evaluate).unwrap_err();
+        assert_eq!(error.to_string(), "at --set uid=x:1:2");
     }
 }

@@ -137,6 +137,9 @@ pub enum PathError {
     /// The accounts' files are not written whole.
     #[error("Kiln edits it from `users` and `groups`; declare accounts there")]
     Accounts,
+    /// The menu is written from other fields.
+    #[error("Kiln writes the boot menu, from `boot` and `kernel`")]
+    BootMenu,
     /// More than the file system can name.
     #[error("a part of it has {0} bytes; a file system takes at most 255")]
     TooLong(usize),

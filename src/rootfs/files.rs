@@ -12,6 +12,9 @@ use crate::tree::{Content, Kind, Node, TreePath};
 /// Files that are edited, never replaced.
 const ACCOUNTS: [&str; 4] = ["etc/passwd", "etc/group", "etc/shadow", "etc/gshadow"];
 
+/// GRUB's menu, which is written when everything else is there.
+const BOOT_MENU: &str = "boot/grub/grub.cfg";
+
 /// Which field wrote which path.
 #[derive(Default)]
 struct Claims(BTreeMap<TreePath, String>);
@@ -148,6 +151,9 @@ impl Claims {
         }
         if ACCOUNTS.iter().any(|path| path.as_bytes() == place) {
             return wrong(PathError::Accounts);
+        }
+        if place == BOOT_MENU.as_bytes() {
+            return wrong(PathError::BootMenu);
         }
         match self.0.insert(place, field.to_owned()) {
             Some(other) => wrong(PathError::AlsoBy(other)),

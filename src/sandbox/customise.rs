@@ -76,7 +76,7 @@ pub(super) fn run(
     let host = scratch.join(ROOT);
     let bytes: u64 = tree.iter().map(|(_, node)| size(node)).sum();
     let in_memory = mounts::prepare(&host, bytes + bytes / 4 + (256 << 20))?;
-    materialise(&tree, &Inherited(open), &Root::open(&host).doing("opening the scratch tree")?)?;
+    materialise(&tree, &Inherited(open), &Root::open(&host).doing("opening the scratch tree")?, job.epoch)?;
     clock.lap("materialise");
     let started = now();
     mounts::enter(&host)?;
@@ -99,6 +99,7 @@ fn run_script(runner: &Runner, script: &super::Script) -> Inner<()> {
     std::fs::write(path, &script.text).doing("writing a script")?;
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
         .doing("writing a script")?;
+    can_be_started(script)?;
     let ran = runner.run(runner.command(path), &mut |_| {})?;
     let _ = std::fs::remove_file(path);
     if ran.status.success() {
@@ -106,6 +107,21 @@ fn run_script(runner: &Runner, script: &super::Script) -> Inner<()> {
     }
     let (script, status) = (format!("the script `{}`", script.name), ran.status());
     Err(Failure::Script { package: "the profile".to_owned(), script, status, tail: ran.tail })
+}
+
+/// Names a script's interpreter when it isn't there: to the kernel it is the script that isn't (execve(2)).
+fn can_be_started(script: &super::Script) -> Inner<()> {
+    let first = script.text.lines().next().unwrap_or_default();
+    let interpreter = first.strip_prefix("#!").and_then(|rest| rest.split_whitespace().next());
+    match interpreter {
+        Some(program) if !Path::new(program).exists() => Err(Failure::Script {
+            package: "the profile".to_owned(),
+            script: format!("the script `{}`", script.name),
+            status: format!("its interpreter {program} is not in the image"),
+            tail: Vec::new(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// What a node takes in memory.
@@ -125,8 +141,8 @@ fn known_contents(tree: &Tree) -> HashMap<(Digest, u64), Content> {
     tree.iter().filter_map(|(_, node)| content(node)).collect()
 }
 
-/// Writes a tree to disk.
-fn materialise(tree: &Tree, packs: &dyn Packs, root: &Root) -> Inner<()> {
+/// Writes a tree to disk. Scripts see the epoch as its directories' time, which they have in the image.
+fn materialise(tree: &Tree, packs: &dyn Packs, root: &Root, epoch: i64) -> Inner<()> {
     let mut writer = Writer::new(root, true);
     for (path, _) in tree.iter().filter(|(_, n)| n.kind == Kind::Dir) {
         writer.dir(path).doing_at("making", path)?;
@@ -163,6 +179,7 @@ fn materialise(tree: &Tree, packs: &dyn Packs, root: &Root) -> Inner<()> {
         if node.kind == Kind::Dir {
             let meta = DirMeta { mode: node.mode, owner: Some((node.uid, node.gid)) };
             root.finish_dir(path, meta).doing_at("setting the mode of", path)?;
+            root.set_dir_time(path, epoch).doing_at("setting the time of", path)?;
         }
     }
     Ok(())

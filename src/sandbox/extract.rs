@@ -124,6 +124,12 @@ impl Root {
 }
 
 impl Root {
+    /// Sets the time of a directory, which everything that is done in it changes.
+    pub fn set_dir_time(&self, path: &[u8], mtime: i64) -> nix::Result<()> {
+        let time = TimeSpec::new(mtime, 0);
+        utimensat(&self.dir(path)?, c".", &time, &time, UtimensatFlags::NoFollowSymlink)
+    }
+
     /// Sets an extended attribute of what is at `path`.
     pub fn set_xattr(&self, path: &[u8], name_of: &[u8], value: &[u8]) -> io::Result<()> {
         let dir = self.dir(parent(path))?;

@@ -10,7 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{getgid, getuid};
 
 use super::error::SandboxError;
-use super::tier::{Refusal, Tier, find_program};
+use super::tier::{IDS_NEEDED, Refusal, Tier, find_program};
 use super::wire::{Event, Outcome, Request, Task};
 use super::{Progress, executable};
 use crate::host::interrupt;
@@ -159,13 +159,14 @@ fn map_ids(pid: u32, tier: Tier) -> Result<(), SandboxError> {
     }
 }
 
-/// The ids of this process's own namespace, each mapped to itself.
+/// The ids of this process's own namespace that images have, each mapped to itself.
 fn own_map(kind: &str) -> io::Result<String> {
     let text = std::fs::read_to_string(format!("/proc/self/{kind}"))?;
     let line = |l: &str| {
-        let mut words = l.split_whitespace();
-        let (start, count) = (words.next()?, words.nth(1)?);
-        Some(format!("{start} {start} {count}\n"))
+        let mut numbers = l.split_whitespace().map(|word| word.parse::<u32>().ok());
+        let (start, count) = (numbers.next()??, numbers.nth(1)??);
+        let count = count.min(IDS_NEEDED.saturating_sub(start));
+        (count > 0).then(|| format!("{start} {start} {count}\n"))
     };
     Ok(text.lines().filter_map(line).collect())
 }

@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tier {
-    /// Real root with CAP_SYS_ADMIN: mount namespaces without a user namespace.
+    /// Root where there are no user namespaces: the other namespaces, which take CAP_SYS_ADMIN.
     Root,
-    /// Root without CAP_SYS_ADMIN (as in many containers): a user namespace with all ids mapped to themselves.
+    /// Root: a user namespace with the ids of images mapped to themselves. Scripts may do there what they may when an ordinary
+    /// user bakes, and no more: make no devices, give nothing to ids that images don't have.
     RootUserNamespace,
     /// An ordinary user with ranges in /etc/subuid and /etc/subgid: a user namespace mapped by newuidmap(1).
     Subids {
@@ -30,7 +31,7 @@ impl std::fmt::Display for Tier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Tier::Root => f.write_str("root, in namespaces of its own"),
-            Tier::RootUserNamespace => f.write_str("root without CAP_SYS_ADMIN, in a user namespace"),
+            Tier::RootUserNamespace => f.write_str("root, in a user namespace of its own"),
             Tier::Subids { uid, count, .. } => {
                 write!(
                     f,
@@ -59,7 +60,7 @@ impl Refusal {
 }
 
 /// Ids that an image may use: those of Debian (policy 9.2.2) and `nobody`, 65534.
-const IDS_NEEDED: u32 = 65_535;
+pub(super) const IDS_NEEDED: u32 = 65_535;
 const CAP_SETGID: u32 = 6;
 const CAP_SETUID: u32 = 7;
 const CAP_SYS_ADMIN: u32 = 21;
@@ -73,12 +74,12 @@ pub fn tier() -> Result<Tier, Refusal> {
     if uid == 0 {
         check_mapped_ids()?;
     }
-    if uid == 0 && capability(CAP_SYS_ADMIN) {
-        return Ok(Tier::Root);
-    }
-    check_user_namespaces()?;
-    if uid == 0 && capability(CAP_SETUID) && capability(CAP_SETGID) {
-        return Ok(Tier::RootUserNamespace);
+    match check_user_namespaces() {
+        Ok(()) if uid == 0 && capability(CAP_SETUID) && capability(CAP_SETGID) => {
+            return Ok(Tier::RootUserNamespace);
+        }
+        Err(_) if uid == 0 && capability(CAP_SYS_ADMIN) => return Ok(Tier::Root),
+        other => other?,
     }
     let user = User::from_uid(getuid()).ok().flatten().map_or_else(|| uid.to_string(), |u| u.name);
     let subuid = range("/etc/subuid", &user, uid)?;

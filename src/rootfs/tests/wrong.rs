@@ -50,6 +50,7 @@ fn files_and_paths() {
         files("/etc/skel", json!({})),
         files("/run/x", json!({})),
         files("/etc/shadow", json!({})),
+        files("/boot/grub/grub.cfg", json!({})),
         files("/etc/x", json!({ "mode": "rw-r--r--" })),
         files("/etc/x", json!({ "user": "www_data" })),
         files("/etc/x", json!({ "text": null, "source": "missing" })),
