@@ -61,8 +61,8 @@ pub enum BakeError {
     LocalChanged { path: String, locked: String, found: String },
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
-    #[error("{source}: {free} are free for the store {store}", store = store.display())]
-    NoSpace { source: SandboxError, free: Bytes, store: PathBuf },
+    #[error("{why}: {free} are free for the store {store}", store = store.display())]
+    NoSpace { why: String, free: Bytes, store: PathBuf },
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
     #[error(transparent)]

@@ -173,7 +173,7 @@ impl Session<'_> {
     fn explained(&self, error: SandboxError) -> BakeError {
         if error.is_full() {
             let free = self.store.free_space().unwrap_or_default();
-            return BakeError::NoSpace { source: error, free, store: self.store.root().to_owned() };
+            return BakeError::NoSpace { why: error.to_string(), free, store: self.store.root().to_owned() };
         }
         let SandboxError::Script { package, script, status, tail, log } = error else { return error.into() };
         let plain = |c: char| if c.is_ascii_alphanumeric() || ".+-".contains(c) { c } else { '-' };
