@@ -1,4 +1,4 @@
-//! Every parser of outside bytes meets real inputs that were changed a little: it answers or refuses, and never panics, hangs
+//! Every parser of outside bytes meets right inputs that were changed a little: it answers or refuses, and never panics, hangs
 //! or takes memory without end. `scripts/fuzz` looks further with coverage, for as long as one likes; this runs anywhere, for
 //! as many rounds as `KILN_ROUNDS` says.
 
@@ -108,9 +108,13 @@ fn survive(name: &str, parser: impl Fn(&[u8]) -> bool) {
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| parser(&bytes)));
             let took = begun.elapsed();
             if outcome.is_err() || took > LIMIT {
-                let path = std::env::temp_dir().join(format!("kiln-{name}-{round}"));
-                fs::write(&path, &bytes).unwrap();
-                panic!("{name}: the input {} makes it panic, or takes {took:?}", path.display());
+                let found = std::env::temp_dir().join(format!("kiln-{name}-{round}"));
+                fs::write(&found, &bytes).unwrap();
+                panic!(
+                    "{} of {}: it makes the parser panic, or takes {took:?}",
+                    found.display(),
+                    path.display()
+                );
             }
         }
     }

@@ -41,7 +41,7 @@ pub enum BakeError {
     Lock(#[from] LockError),
     #[error("{path} doesn't answer the profile any more: {reasons}", path = path.display())]
     Stale { path: PathBuf, reasons: Unsatisfied },
-    #[error("{path} is not there, and --{option} forbids to make it", path = path.display())]
+    #[error("{path} is not there, and --{option} forbids making it", path = path.display())]
     NoLock { path: PathBuf, option: &'static str },
     #[error("only archives know what to update to, and they are not to be asked")]
     FixedLock,
@@ -61,7 +61,7 @@ pub enum BakeError {
     LocalChanged { path: String, locked: String, found: String },
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
-    #[error("{why}: {free} are free for the store {store}", store = store.display())]
+    #[error("{why}: without what was written, {free} are free for the store {store}", store = store.display())]
     NoSpace { why: String, free: Bytes, store: PathBuf },
     #[error(transparent)]
     Rootfs(#[from] RootfsError),

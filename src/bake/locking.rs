@@ -10,10 +10,11 @@ use crate::date::Timestamp;
 use crate::digest::Digest;
 use crate::fetch::{Options, Remote};
 use crate::host::fs::{FileError, write_atomically};
-use crate::lock::{Goals, LOCAL, Lock, LockDiff, diff};
+use crate::lock::{Goals, LOCAL, Lock, LockDiff, LockError, diff};
 use crate::package::LockedPackage;
 use crate::rootfs::Near;
 use crate::source::debian::archive::Updater;
+use crate::source::debian::control::paragraphs;
 use crate::source::debian::deb::Deb;
 use crate::source::debian::index::{IndexFile, LocalPackage, Universe};
 use crate::source::debian::resolve::{Request, ResolveError, resolve};
@@ -160,7 +161,8 @@ impl Session<'_> {
         let (mut releases, mut indexes) = updater.update(&sources, system.arch)?;
         let (tool_releases, tool_indexes) = updater.update(&[&system.tools], host_arch(system))?;
         releases.extend(tool_releases.into_iter().filter(|r| !releases.contains(r)).collect::<Vec<_>>());
-        indexes.push(IndexFile::local(&local_packages(profile)?));
+        let locals = local_packages(profile)?;
+        indexes.push(IndexFile::local(&locals));
         drop(task);
 
         let task = self.watch.task("resolving", "packages", 0);
@@ -171,10 +173,11 @@ impl Session<'_> {
         let request = Request { wanted, recommends: system.recommends, pins: &pins, essential: true };
         let packages = resolve(&universe, &request)?;
         drop(universe);
-        for name in unused(profile, &packages) {
-            let why = "isn't installed: nothing asks for it, or an archive has a higher version";
-            self.watch
-                .say("warning", &format!("local_debs.{name} {why}; `packages.{name} = {{}}` asks for it"));
+        for local in unused(&locals, &packages) {
+            let name = paragraphs(&local.control).next().and_then(|p| p.get("Package")).unwrap_or_default();
+            let why = "is not installed: nothing asks for it, or an archive has a higher version";
+            let help = format!("`packages.\"{name}\" = {{}}` asks for it");
+            self.watch.say("warning", &format!("the local package {name} ({}) {why}; {help}", local.path));
         }
         let universe = Universe::new(&tool_indexes, host_arch(system)).map_err(ResolveError::from)?;
         let tools = |names: &[&str]| {
@@ -199,15 +202,14 @@ impl Session<'_> {
     }
 }
 
-/// Local packages that resolving didn't choose, by the name under which the profile offers them.
-fn unused<'a>(profile: &'a Profile, chosen: &[LockedPackage]) -> Vec<&'a str> {
-    let of_profile = profile.system().local_debs.iter().filter(|(_, local)| local.enable);
-    let chosen: BTreeSet<&str> =
-        chosen.iter().filter(|p| p.archive == LOCAL).map(|p| p.path.as_str()).collect();
-    of_profile
-        .filter(|(_, local)| !chosen.contains(local.path.as_str()))
-        .map(|(name, _)| name.as_str())
-        .collect()
+/// Local packages that resolving didn't choose.
+fn unused<'a>(
+    locals: &'a [LocalPackage],
+    chosen: &[LockedPackage],
+) -> impl Iterator<Item = &'a LocalPackage> {
+    let chosen: BTreeSet<String> =
+        chosen.iter().filter(|p| p.archive == LOCAL).map(|p| p.path.clone()).collect();
+    locals.iter().filter(move |local| !chosen.contains(&local.path))
 }
 
 /// Refuses names that neither the lock nor the profile has.
@@ -233,9 +235,13 @@ fn read_lock(path: &Path) -> Result<Option<Lock>, BakeError> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(wrong()(e).into()),
     }
-    // What is no text has no line that could be named; the parser says what it is.
     let bytes = fs::read(path).map_err(wrong())?;
-    Ok(Some(Lock::parse(&String::from_utf8_lossy(&bytes), &path.display().to_string())?))
+    let file = path.display().to_string();
+    let text = std::str::from_utf8(&bytes).map_err(|e| {
+        let line = 1 + memchr::memchr_iter(b'\n', &bytes[..e.valid_up_to()]).count();
+        LockError::Wrong { file: file.clone(), line, what: "it is no text in UTF-8".to_owned() }
+    })?;
+    Ok(Some(Lock::parse(text, &file)?))
 }
 
 /// What the lock of a profile must answer.

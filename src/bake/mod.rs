@@ -99,7 +99,7 @@ impl Session<'_> {
     fn bake(&self, locked: &Locked, request: &BuildRequest) -> Result<Outputs, BakeError> {
         let tree = self.tree(locked)?;
         let disk = self.disk(locked, &tree)?;
-        self.warn_of_faults(locked, &disk)?;
+        self.warn_of_faults(locked, &disk);
         let outputs = self.output(locked, &tree, &disk, request)?;
         self.remember(locked, &[&tree.steps[..], &disk.steps[..]].concat())?;
         Ok(outputs)

@@ -141,7 +141,7 @@ struct Stamp {
 
 impl Stamp {
     fn of(path: &Path, content: Digest) -> Option<Stamp> {
-        let meta = fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file)?;
+        let meta = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
         let modified = (meta.mtime(), meta.mtime_nsec());
         Some(Stamp { content, size: meta.len(), inode: meta.ino(), modified })
     }

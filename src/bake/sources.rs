@@ -81,6 +81,13 @@ pub(super) fn digests(profile: &Profile) -> Result<BTreeMap<String, Digest>, Bak
     names.into_iter().map(|name| Ok((name.clone(), digest(&profile.files, &name)?))).collect()
 }
 
+/// Looks at everything that `profile` names, without reading it.
+pub(super) fn check(profile: &Profile) -> Result<(), BakeError> {
+    named(profile.system())
+        .iter()
+        .try_for_each(|name| profile.files.list(name).map(drop).map_err(BakeError::from))
+}
+
 fn named(system: &System) -> Vec<String> {
     let files = system.files.values().filter(|f| f.enable).filter_map(|f| f.source.clone());
     let scripts = system.run.values().filter(|s| s.enable).filter_map(|s| s.source.clone());

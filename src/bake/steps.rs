@@ -51,11 +51,11 @@ impl Session<'_> {
     /// # Errors
     /// [`BakeError`] of the phase that failed.
     pub fn tree(&self, locked: &Locked) -> Result<BakedTree, BakeError> {
-        // Read first, as what is wrong with them need not wait for the packages.
-        let files = sources::digests(&locked.profile)?;
+        // What is wrong with them need not wait for the packages.
+        sources::check(&locked.profile)?;
         let inputs = packages_inputs(locked);
         let packages = self.store.step(&inputs, &self.waiting("packages"), || self.install(locked))?;
-        let tree_inputs = tree_inputs(locked, &packages, files);
+        let tree_inputs = tree_inputs(locked, &packages)?;
         let make = || self.compose(locked, &packages);
         let result = self.store.step(&tree_inputs, &self.waiting("tree"), make)?;
         Ok(BakedTree { steps: vec![inputs, tree_inputs], result, packages })
@@ -405,8 +405,7 @@ pub(super) fn packages_inputs(locked: &Locked) -> Inputs {
     package_fields(inputs, &locked.lock.packages)
 }
 
-/// The inputs of a tree; `files` are those beside the profile.
-pub(super) fn tree_inputs(locked: &Locked, packages: &StepResult, files: BTreeMap<String, Digest>) -> Inputs {
+pub(super) fn tree_inputs(locked: &Locked, packages: &StepResult) -> Result<Inputs, BakeError> {
     let mut inputs = Inputs::new("tree", 1)
         .with("code", env!("KILN_CODE_TREE"))
         .with("epoch", locked.epoch())
@@ -418,10 +417,10 @@ pub(super) fn tree_inputs(locked: &Locked, packages: &StepResult, files: BTreeMa
             inputs = leaves(inputs, "profile ", &mut vec![field.clone()], value);
         }
     }
-    for (name, digest) in files {
+    for (name, digest) in sources::digests(&locked.profile)? {
         inputs = inputs.with(format!("file {name}"), digest);
     }
-    inputs
+    Ok(inputs)
 }
 
 /// Adds each value below `path` as an input of its own, so that a change can be told by its field.

@@ -137,6 +137,18 @@ impl Session<'_> {
         }
     }
 
+    /// Tells of every check that the disk itself fails: some boot all the same, but not many.
+    pub(super) fn warn_of_faults(&self, locked: &Locked, disk: &BakedDisk) {
+        let system = locked.profile.system();
+        let expect = Expect { arch: system.arch, firmware: system.boot.firmware, serial: false };
+        // Whoever reads the disk next tells why it can't be read.
+        let checks = inspected(&disk.image.path, &expect).unwrap_or_default();
+        for fault in checks.iter().filter(|check| check.verdict == Verdict::Failed) {
+            self.watch
+                .say("warning", &format!("a check of the disk failed: {}: {}", fault.name, fault.detail));
+        }
+    }
+
     /// QEMU's command line for each machine of `plan`, in its order; nothing is booted.
     ///
     /// # Errors
@@ -255,23 +267,6 @@ fn job<'a>(
         jobs: request.jobs.unwrap_or_else(|| jobs(plan)),
         keep_going: request.keep_going,
         kiln: None,
-    }
-}
-
-impl Session<'_> {
-    /// Tells of everything that keeps a disk from booting, as far as the disk alone shows it.
-    ///
-    /// # Errors
-    /// When it can't be read.
-    pub(super) fn warn_of_faults(&self, locked: &Locked, disk: &BakedDisk) -> Result<(), BakeError> {
-        let system = locked.profile.system();
-        let expect = Expect { arch: system.arch, firmware: system.boot.firmware, serial: false };
-        for fault in
-            inspected(&disk.image.path, &expect)?.iter().filter(|check| check.verdict == Verdict::Failed)
-        {
-            self.watch.say("warning", &format!("it will not boot: {}: {}", fault.name, fault.detail));
-        }
-        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::closure::ToolSet;
-use super::{BakeError, Locked, Session, sources};
+use super::{BakeError, Locked, Session};
 use crate::store::{Change, Inputs, changes};
 use crate::system::DiskLayout;
 
@@ -52,8 +52,7 @@ impl Session<'_> {
         let packages = super::steps::packages_inputs(locked);
         state("packages", Some(&packages));
         let packages = self.store.lookup(&packages);
-        let files = sources::digests(&locked.profile)?;
-        let tree = packages.as_ref().map(|p| super::steps::tree_inputs(locked, p, files));
+        let tree = packages.as_ref().map(|p| super::steps::tree_inputs(locked, p)).transpose()?;
         state("tree", tree.as_ref());
         state("tools", Some(&Self::tools_inputs(locked, ToolSet::Disk)));
         let baked = tree.as_ref().and_then(|t| self.store.lookup(t));

@@ -1,6 +1,5 @@
 //! `kiln completions SHELL` and `kiln man DIR`: made from the same definitions as the command line itself.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap_complete::Shell;
@@ -23,7 +22,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut super::command(), "kiln", &mut script);
-    std::io::stdout().write_all(&script).map_err(|e| Failure::of("output", &e))
+    super::output(&script)
 }
 
 /// Arguments of `kiln man`.

@@ -1,6 +1,7 @@
 //! `kiln lock PROFILE`: resolves the profile against its archives and writes `NAME.lock` beside it.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
 
 use serde_json::json;
 
@@ -22,20 +23,27 @@ pub struct Args {
     update: Option<Vec<String>>,
 }
 
-/// `--update` takes every word behind it, also a profile that stands there: the words with that in front. `None` when it
-/// isn't so.
+/// `--update` takes every word behind it, also a profile that stands there: the words with that in front. `None` when none
+/// does.
 #[must_use]
 pub fn profile_first(args: &[OsString]) -> Option<Vec<OsString>> {
     let place = |word: &str| args.iter().position(|arg| arg == word);
     let (verb, update) = (place("lock")?, place("--update")?);
-    let last = args.iter().rposition(|arg| !arg.as_encoded_bytes().starts_with(b"-"))?;
-    if verb > update || last < update {
+    let words = args[update + 1..].iter().take_while(|arg| !arg.as_encoded_bytes().starts_with(b"-")).count();
+    let last = update + words;
+    if verb > update || words == 0 || !is_profile(&args[last]) {
         return None;
     }
     let mut args = args.to_vec();
     let profile = args.remove(last);
     args.insert(verb + 1, profile);
     Some(args)
+}
+
+/// Whether a word is a profile's name and no package's.
+fn is_profile(word: &OsStr) -> bool {
+    let extension = Path::new(word).extension().and_then(OsStr::to_str);
+    extension.is_some_and(|extension| ["ncl", "toml", "yaml", "yml", "json"].contains(&extension))
 }
 
 /// Locks, and prints what changed.
@@ -87,4 +95,25 @@ fn machine(update: &LockUpdate) -> serde_json::Value {
             "vm_tools": set(&update.changes.vm_tools),
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_profile_behind_update_comes_first() {
+        let first = |line: &str| {
+            let args: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            profile_first(&args).map(|args| args.join(OsStr::new(" ")).into_string().unwrap())
+        };
+        assert_eq!(first("kiln lock --update p.ncl").as_deref(), Some("kiln lock p.ncl --update"));
+        let moved = "kiln -q lock p.toml --json --update nginx --set a=b";
+        assert_eq!(first("kiln -q lock --json --update nginx p.toml --set a=b").as_deref(), Some(moved));
+        for line in
+            ["kiln lock --update nginx", "kiln lock --update", "kiln lock p.ncl", "kiln build --update p.ncl"]
+        {
+            assert_eq!(first(line), None, "{line}");
+        }
+    }
 }

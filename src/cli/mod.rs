@@ -162,15 +162,15 @@ impl Context {
         if !out.is_empty() && !out.ends_with('\n') {
             out.push('\n');
         }
-        output(&out)
+        output(out.as_bytes())
     }
 }
 
 /// Writes to standard output. A closed pipe is no error: whoever reads had enough.
-fn output(text: &str) -> Result<(), Failure> {
+fn output(bytes: &[u8]) -> Result<(), Failure> {
     use std::io::Write;
     let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Failure::new("output", format!("can't write to standard output: {e}")))
         }
@@ -178,9 +178,9 @@ fn output(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Gives a part of Kiln's that was started by another its answer, a line.
+/// Prints the answer of an internal part, a line.
 fn answer(line: &str) -> std::process::ExitCode {
-    match output(&format!("{line}\n")) {
+    match output(format!("{line}\n").as_bytes()) {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(failure) => {
             failure.print(false, false);

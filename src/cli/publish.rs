@@ -266,7 +266,7 @@ fn print(carried: &Carried<'_>, folder: &Path, took: Duration, cx: &Context) -> 
     let record = folder.join(RECORD);
     if cx.json {
         let value = json!({ "event": "done", "record": record, "publication": carried.record() });
-        return super::output(&format!("{value}\n"));
+        return super::output(format!("{value}\n").as_bytes());
     }
     cx.progress.clear();
     cx.print(&(), || {

@@ -105,8 +105,9 @@ impl Failure {
     /// Writes the failure to standard error: as one line of JSON, or for people.
     pub fn print(&self, json: bool, color: bool) {
         if json {
+            let message = self.message.trim_start_matches("error: ").trim_end();
             let value = serde_json::json!({ "error": {
-                "kind": self.kind, "message": self.message.trim_start_matches("error: ").trim_end(), "hint": self.hint, "status": self.status as u8,
+                "kind": self.kind, "message": message, "hint": self.hint, "status": self.status as u8,
             }});
             tell(value);
             return;

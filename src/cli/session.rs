@@ -103,12 +103,12 @@ impl From<BakeError> for Failure {
             }
             BakeError::InTheWay { .. } => usage("in-the-way", &error)
                 .hint("`-o DIR` names another folder; or move the file away, if it may go"),
-            BakeError::NoLock { .. } => usage("lock-missing", &error).hint("`kiln lock PROFILE` makes it"),
+            BakeError::NoLock { .. } => {
+                usage("lock-missing", &error).hint("`kiln lock PROFILE` makes it, without that option")
+            }
             BakeError::FixedLock => usage("lock-fixed", &error)
                 .hint("without --offline and --locked, `kiln lock` asks the archives what they have now"),
-            BakeError::Lock(_) => {
-                usage("lock", &error).hint("or take the file away, and `kiln lock` makes another")
-            }
+            BakeError::Lock(_) => usage("lock", &error).hint("mend it, or delete it and run `kiln lock`"),
             BakeError::Resolve(_) => usage("resolve", &error),
             BakeError::Rootfs(_) => usage("rootfs", &error),
             BakeError::Boot(_) => usage("boot", &error),

@@ -56,7 +56,6 @@ fn missing(path: &str) -> Failure {
 }
 
 fn cat(tree: &Tree, path: &str, packs: &dyn crate::tree::Packs) -> Result<(), Failure> {
-    use std::io::Write;
     let at = tree.resolve(path).ok_or_else(|| missing(path))?;
     let node = tree.get(&at).ok_or_else(|| missing(path))?;
     let node = match &node.kind {
@@ -67,10 +66,7 @@ fn cat(tree: &Tree, path: &str, packs: &dyn crate::tree::Packs) -> Result<(), Fa
         return Err(Failure::usage("no-file", format!("{path} is no regular file")));
     };
     let bytes = content.read(packs).map_err(|e| Failure::of("store", &e))?;
-    match std::io::stdout().lock().write_all(&bytes) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::of("output", &e)),
-        _ => Ok(()),
-    }
+    super::output(&bytes)
 }
 
 fn line(path: &[u8], node: &Node) -> String {

@@ -38,7 +38,7 @@ impl FileError {
 }
 
 /// A file that is put under its name once it is whole: a reader, or a crash, sees the old file or the new one. Where the file
-/// system can (O_TMPFILE of open(2)) it has no name until then, so that whoever is killed leaves nothing.
+/// system can do that (O_TMPFILE of open(2)) it has no name until then, so that whoever is killed leaves nothing.
 #[derive(Debug)]
 pub struct NewFile {
     path: PathBuf,
@@ -53,7 +53,7 @@ enum Written {
 }
 
 impl NewFile {
-    /// A file that will stand under `path`, whose folder is made. Where a link stands, it will be the file that the link leads to.
+    /// A file that will stand under `path`. Where a link stands, it will be the file that the link leads to.
     ///
     /// # Errors
     /// [`FileError`] with the path, also when something stands there that is no file: a device, a folder.
@@ -61,7 +61,6 @@ impl NewFile {
         let wrong = || FileError::at("can't write", path);
         let target = replaced(path).map_err(wrong())?;
         let folder = folder_of(&target);
-        fs::create_dir_all(folder).map_err(wrong())?;
         let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
         let written = match nix::fcntl::open(folder, flags, Mode::from_bits_truncate(0o600)) {
             Ok(file) => Written::Unnamed(file.into()),
@@ -86,20 +85,26 @@ impl NewFile {
     pub fn finish(self) -> Result<(), FileError> {
         let wrong = || FileError::at("can't write", &self.path);
         set_mode_by_umask(self.file()).map_err(wrong())?;
-        match self.written {
-            Written::Named(file) => file.persist(&self.target).map(drop).map_err(|e| wrong()(e.error)),
-            Written::Unnamed(file) => {
-                // linkat(2) replaces nothing: the file gets another name first.
-                let open = format!("/proc/self/fd/{}", file.as_raw_fd());
-                let link = |name: &Path| {
-                    linkat(AT_FDCWD, open.as_str(), AT_FDCWD, name, AtFlags::AT_SYMLINK_FOLLOW)
-                        .map_err(io::Error::from)
-                };
-                let named = unfinished().make_in(folder_of(&self.target), link).map_err(wrong())?;
-                named.persist(&self.target).map_err(|e| wrong()(e.error))
-            }
-        }
+        let named = match self.written {
+            Written::Named(file) => file.into_temp_path(),
+            Written::Unnamed(file) => named(&file, folder_of(&self.target)).map_err(wrong())?,
+        };
+        named.persist(&self.target).map_err(|e| wrong()(e.error))
     }
+}
+
+/// Gives an unnamed file a name in `folder`, by which it can replace another: linkat(2) itself replaces nothing. Where /proc or the
+/// file system doesn't allow it, it is copied.
+fn named(file: &File, folder: &Path) -> io::Result<tempfile::TempPath> {
+    let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let link = |name: &Path| linkat(AT_FDCWD, open.as_str(), AT_FDCWD, name, AtFlags::AT_SYMLINK_FOLLOW);
+    if let Ok(linked) = unfinished().make_in(folder, |name| link(name).map_err(io::Error::from)) {
+        return Ok(linked.into_temp_path());
+    }
+    let copy = unfinished().tempfile_in(folder)?;
+    copy_sparse(file, copy.as_file())?;
+    copy.as_file().set_permissions(file.metadata()?.permissions())?;
+    Ok(copy.into_temp_path())
 }
 
 /// Finds out early whether files can be made in `folder`, which need not be there yet.
@@ -107,7 +112,7 @@ impl NewFile {
 /// # Errors
 /// [`FileError`] with the folder.
 pub fn check_writable(folder: &Path) -> Result<(), FileError> {
-    let there = folder.ancestors().find(|path| path.exists()).filter(|path| !path.as_os_str().is_empty());
+    let there = folder.ancestors().find(|path| path.exists());
     let there = there.unwrap_or(Path::new("."));
     let refused = if there.is_dir() {
         access(there, AccessFlags::W_OK | AccessFlags::X_OK).map_err(io::Error::from)
@@ -152,6 +157,7 @@ fn replaced(path: &Path) -> io::Result<PathBuf> {
 /// [`FileError`] with the path; nothing is left behind.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let wrong = || FileError::at("can't write", path);
+    fs::create_dir_all(folder_of(path)).map_err(wrong())?;
     let new = NewFile::at(path)?;
     new.file().write_all(bytes).map_err(wrong())?;
     new.file().sync_data().map_err(wrong())?;
@@ -300,6 +306,7 @@ mod tests {
         use std::os::unix::fs::symlink;
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("kept")).unwrap();
         symlink("kept/file", at("link")).unwrap();
         write_atomically(&at("link"), b"one").unwrap();
         write_atomically(&at("link"), b"two").unwrap();
@@ -314,6 +321,15 @@ mod tests {
             let error = write_atomically(&path, b"three").unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_linked_is_copied() {
+        let folder = tempfile::tempdir().unwrap();
+        // Opened so that it never gets a name (O_EXCL with O_TMPFILE).
+        let file = tempfile::tempfile_in(folder.path()).unwrap();
+        file.write_all_at(b"whole", 0).unwrap();
+        assert_eq!(fs::read(named(&file, folder.path()).unwrap()).unwrap(), b"whole");
     }
 
     #[test]

@@ -4,8 +4,7 @@ use serde_json::Value;
 
 use super::{EvalRequest, ProfileError};
 
-/// Evaluates; values that are complained of and look like a number, `true` or `null` are taken as the text that was typed,
-/// where that helps.
+/// Evaluates; numbers that are complained of are taken as the text that was typed, where that helps.
 ///
 /// # Errors
 /// Those of evaluating.
@@ -30,13 +29,13 @@ pub(super) fn evaluated<T>(
 
 /// The first override that `complaint` names and that could be a text.
 fn complained_of(request: &EvalRequest, complaint: &str) -> Option<usize> {
-    let named = |(path, value): &(String, String)| complaint.contains(&format!("--set {path}={value}"));
-    request.sets.iter().position(|set| looks_like_another(&set.1) && named(set))
+    let named = |(path, value): &(String, String)| complaint.contains(&format!("--set {path}={value}:"));
+    request.sets.iter().position(|set| is_number(&set.1) && named(set))
 }
 
-/// Whether `value` is JSON, yet neither text nor made of others.
-fn looks_like_another(value: &str) -> bool {
-    matches!(serde_json::from_str(value), Ok(Value::Number(_) | Value::Bool(_) | Value::Null))
+/// Whether `value` is a number of JSON.
+fn is_number(value: &str) -> bool {
+    matches!(serde_json::from_str(value), Ok(Value::Number(_)))
 }
 
 #[cfg(test)]

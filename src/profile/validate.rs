@@ -80,10 +80,9 @@ fn sources(system: &System, found: &mut Vec<Problem>) {
         problem(found, "sources", "no source is on: an image needs at least one archive");
     }
     for (name, source) in system.sources.iter().filter(|(_, source)| source.enable) {
-        let authority = |url: &str| {
-            url.split_once("://").map_or(url, |(_, rest)| rest).split('/').next().map(str::to_owned)
-        };
-        if source.mirrors.iter().filter_map(|url| authority(url)).any(|host| host.contains('@')) {
+        // What apt in the image is told.
+        let host = source.mirrors.first().and_then(|url| url.split("://").nth(1)?.split('/').next());
+        if host.is_some_and(|host| host.contains('@')) {
             let message = "an address with a password would stand in the image, for apt there: name such a mirror by --mirror, \
                            KILN_MIRROR or your configuration file";
             problem(found, format!("sources.{name}.mirrors"), message);

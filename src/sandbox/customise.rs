@@ -111,13 +111,16 @@ fn run_script(runner: &Runner, script: &super::Script) -> Inner<()> {
 
 /// Names a script's interpreter when it isn't there: to the kernel it is the script that isn't (execve(2)).
 fn can_be_started(script: &super::Script) -> Inner<()> {
-    let first = script.text.lines().next().unwrap_or_default();
-    let interpreter = first.strip_prefix("#!").and_then(|rest| rest.split_whitespace().next());
+    let blank = [' ', '\t'];
+    let first = script.text.split('\n').next().unwrap_or_default();
+    let interpreter =
+        first.strip_prefix("#!").and_then(|rest| rest.trim_start_matches(blank).split(blank).next());
     match interpreter {
         Some(program) if !Path::new(program).exists() => Err(Failure::Script {
             package: "the profile".to_owned(),
             script: format!("the script `{}`", script.name),
-            status: format!("its interpreter {program} is not in the image"),
+            // A line that ends in a carriage return names another program than it seems to.
+            status: format!("its interpreter {program:?} is not in the image"),
             tail: Vec::new(),
         }),
         _ => Ok(()),

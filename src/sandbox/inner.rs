@@ -76,6 +76,9 @@ fn enter(user_namespace: bool, parent: Pid, teller: &Teller) -> Inner<Request> {
         // A change of ids forgets the signal.
         die_with(parent)?;
     }
+    if !user_namespace {
+        sys::start_no_device_makers().doing("giving up the right to make devices")?;
+    }
     setgroups(&[]).doing("leaving all groups")?;
     if matches!(request.task, Task::Remove { .. }) {
         return Ok(request);

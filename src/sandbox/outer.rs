@@ -145,10 +145,11 @@ fn map_ids(pid: u32, tier: Tier) -> Result<(), SandboxError> {
         Tier::Root => Ok(()),
         Tier::RootUserNamespace => {
             for kind in ["uid_map", "gid_map"] {
-                let all =
-                    own_map(kind).map_err(|e| SandboxError::failed("reading the ids that there are", e))?;
+                let own = std::fs::read_to_string(format!("/proc/self/{kind}"));
+                let own = own.map_err(|e| SandboxError::failed("reading the ids that there are", e))?;
                 let path = format!("/proc/{pid}/{kind}");
-                std::fs::write(&path, all).map_err(|e| SandboxError::failed(format!("writing {path}"), e))?;
+                std::fs::write(&path, own_map(&own))
+                    .map_err(|e| SandboxError::failed(format!("writing {path}"), e))?;
             }
             Ok(())
         }
@@ -159,16 +160,27 @@ fn map_ids(pid: u32, tier: Tier) -> Result<(), SandboxError> {
     }
 }
 
-/// The ids of this process's own namespace that images have, each mapped to itself.
-fn own_map(kind: &str) -> io::Result<String> {
-    let text = std::fs::read_to_string(format!("/proc/self/{kind}"))?;
-    let line = |l: &str| {
-        let mut numbers = l.split_whitespace().map(|word| word.parse::<u32>().ok());
-        let (start, count) = (numbers.next()??, numbers.nth(1)??);
-        let count = count.min(IDS_NEEDED.saturating_sub(start));
-        (count > 0).then(|| format!("{start} {start} {count}\n"))
-    };
-    Ok(text.lines().filter_map(line).collect())
+/// Where ids that images don't have come to stand. They have to stand somewhere: root may pass folders of their owners only then.
+const BEYOND: u32 = 1 << 31;
+
+/// A map of the ids of this process's own namespace, whose map is `text`: each that images have to itself, the rest to
+/// [`BEYOND`], as far as there is room.
+fn own_map(text: &str) -> String {
+    let (mut map, mut beyond) = (String::new(), BEYOND);
+    for line in text.lines() {
+        let mut numbers = line.split_whitespace().map_while(|word| word.parse::<u32>().ok());
+        let (Some(start), Some(count)) = (numbers.next(), numbers.nth(1)) else { continue };
+        let own = count.min(IDS_NEEDED.saturating_sub(start));
+        let rest = (count - own).min(u32::MAX - beyond);
+        if own > 0 {
+            map += &format!("{start} {start} {own}\n");
+        }
+        if rest > 0 {
+            map += &format!("{beyond} {} {rest}\n", start + own);
+            beyond += rest;
+        }
+    }
+    map
 }
 
 fn new_id_map(program: &str, pid: u32, own: u32, start: u32, count: u32) -> Result<(), SandboxError> {
@@ -184,4 +196,17 @@ fn new_id_map(program: &str, pid: u32, own: u32, start: u32, count: u32) -> Resu
         help: "It must be installed setuid root (or with file capabilities), and /etc/subuid and /etc/subgid must give the user a range"
             .to_owned(),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_of_images_are_themselves_and_others_stand_beyond() {
+        let all = "0 0 65535\n2147483648 65535 2147483647\n";
+        assert_eq!(own_map("         0          0 4294967295\n"), all);
+        assert_eq!(own_map("0 1000 1\n1 100000 65536\n"), "0 0 1\n1 1 65534\n2147483648 65535 2\n");
+        assert_eq!(own_map(""), "");
+    }
 }

@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tier {
-    /// Root where there are no user namespaces: the other namespaces, which take CAP_SYS_ADMIN.
+    /// Root where no user namespace with a /proc of its own can be had: the other namespaces, which take CAP_SYS_ADMIN.
     Root,
-    /// Root: a user namespace with the ids of images mapped to themselves. Scripts may do there what they may when an ordinary
+    /// Root: a user namespace in which the ids of images are themselves. Scripts may do there what they may when an ordinary
     /// user bakes, and no more: make no devices, give nothing to ids that images don't have.
     RootUserNamespace,
     /// An ordinary user with ranges in /etc/subuid and /etc/subgid: a user namespace mapped by newuidmap(1).
@@ -61,9 +61,12 @@ impl Refusal {
 
 /// Ids that an image may use: those of Debian (policy 9.2.2) and `nobody`, 65534.
 pub(super) const IDS_NEEDED: u32 = 65_535;
+/// A mount point that is empty by nature hides nothing.
+const BINFMT: &str = "/proc/sys/fs/binfmt_misc";
 const CAP_SETGID: u32 = 6;
 const CAP_SETUID: u32 = 7;
 const CAP_SYS_ADMIN: u32 = 21;
+const CAP_SETFCAP: u32 = 31;
 
 /// Finds the way that works on this host, by trying it where reading settings can't tell.
 ///
@@ -74,13 +77,19 @@ pub fn tier() -> Result<Tier, Refusal> {
     if uid == 0 {
         check_mapped_ids()?;
     }
-    match check_user_namespaces() {
-        Ok(()) if uid == 0 && capability(CAP_SETUID) && capability(CAP_SETGID) => {
+    let namespaces = check_user_namespaces();
+    if uid == 0 {
+        // What mapping many ids takes, the parent's 0 among them (user_namespaces(7)).
+        let maps = [CAP_SETUID, CAP_SETGID, CAP_SETFCAP].into_iter().all(capability);
+        let mounts = capability(CAP_SYS_ADMIN);
+        if namespaces.is_ok() && maps && !(mounts && is_proc_covered()) {
             return Ok(Tier::RootUserNamespace);
         }
-        Err(_) if uid == 0 && capability(CAP_SYS_ADMIN) => return Ok(Tier::Root),
-        other => other?,
+        if mounts {
+            return Ok(Tier::Root);
+        }
     }
+    namespaces?;
     let user = User::from_uid(getuid()).ok().flatten().map_or_else(|| uid.to_string(), |u| u.name);
     let subuid = range("/etc/subuid", &user, uid)?;
     let subgid = range("/etc/subgid", &user, uid)?;
@@ -92,7 +101,17 @@ pub fn tier() -> Result<Tier, Refusal> {
             ));
         }
     }
-    Ok(Tier::Subids { uid: subuid.0, gid: subgid.0, count: subuid.1.min(subgid.1).min(IDS_NEEDED) })
+    // The id 0 is the user's own.
+    Ok(Tier::Subids { uid: subuid.0, gid: subgid.0, count: subuid.1.min(subgid.1).min(IDS_NEEDED - 1) })
+}
+
+/// Whether parts of /proc are hidden, as in containers: then the kernel lets no user namespace have a /proc of its own.
+fn is_proc_covered() -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let below = |line: &str| {
+        line.split(' ').nth(4).is_some_and(|place| place.starts_with("/proc/") && place != BINFMT)
+    };
+    mounts.lines().any(below)
 }
 
 /// Root of a user namespace may be given few ids: then nothing can belong to the users of an image.
