@@ -1,12 +1,13 @@
 //! `kiln lock PROFILE`: resolves the profile against its archives and writes `NAME.lock` beside it.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::Path;
 
 use serde_json::json;
 
 use super::Context;
 use super::report::Failure;
+use super::run::is_profile;
 use super::session::ProfileArgs;
 use crate::bake::{LockUpdate, Update};
 use crate::lock::PackageDiff;
@@ -31,19 +32,13 @@ pub fn profile_first(args: &[OsString]) -> Option<Vec<OsString>> {
     let (verb, update) = (place("lock")?, place("--update")?);
     let words = args[update + 1..].iter().take_while(|arg| !arg.as_encoded_bytes().starts_with(b"-")).count();
     let last = update + words;
-    if verb > update || words == 0 || !is_profile(&args[last]) {
+    if verb > update || words == 0 || !is_profile(Path::new(&args[last])) {
         return None;
     }
     let mut args = args.to_vec();
     let profile = args.remove(last);
     args.insert(verb + 1, profile);
     Some(args)
-}
-
-/// Whether a word is a profile's name and no package's.
-fn is_profile(word: &OsStr) -> bool {
-    let extension = Path::new(word).extension().and_then(OsStr::to_str);
-    extension.is_some_and(|extension| ["ncl", "toml", "yaml", "yml", "json"].contains(&extension))
 }
 
 /// Locks, and prints what changed.
@@ -99,6 +94,8 @@ fn machine(update: &LockUpdate) -> serde_json::Value {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+
     use super::*;
 
     #[test]

@@ -8,7 +8,7 @@ use super::{Context, store};
 use crate::bake::{Advance, BakeError, Session, Watch};
 use crate::fetch::Mirrors;
 use crate::profile::EvalRequest;
-use crate::store::Store;
+use crate::store::{ROOMIER, Store};
 
 /// A profile and where its packages come from.
 #[derive(Debug, Clone, clap::Args)]
@@ -121,8 +121,7 @@ impl From<BakeError> for Failure {
             BakeError::Offline { .. } => Failure::of("offline", &error).hint("run it once without --offline"),
             BakeError::Sandbox(crate::sandbox::SandboxError::Script { .. }) => Failure::of("script", &error)
                 .hint("the log tells what it did before; nothing of the image is kept"),
-            BakeError::NoSpace { .. } => Failure::of("full", &error)
-                .hint("`kiln gc` drops what no image needs; --store or KILN_STORE name a roomier place"),
+            BakeError::NoSpace { .. } => Failure::of("full", &error).hint(ROOMIER),
             BakeError::Sandbox(_) => {
                 Failure::of("sandbox", &error).hint("`kiln doctor` says what this host allows")
             }

@@ -107,13 +107,18 @@ fn named(file: &File, folder: &Path) -> io::Result<tempfile::TempPath> {
     Ok(copy.into_temp_path())
 }
 
+/// `path`, or what is nearest above it and there.
+#[must_use]
+pub fn nearest(path: &Path) -> &Path {
+    path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."))
+}
+
 /// Finds out early whether files can be made in `folder`, which need not be there yet.
 ///
 /// # Errors
 /// [`FileError`] with the folder.
 pub fn check_writable(folder: &Path) -> Result<(), FileError> {
-    let there = folder.ancestors().find(|path| path.exists());
-    let there = there.unwrap_or(Path::new("."));
+    let there = nearest(folder);
     let refused = if there.is_dir() {
         access(there, AccessFlags::W_OK | AccessFlags::X_OK).map_err(io::Error::from)
     } else {
@@ -129,7 +134,9 @@ fn unfinished() -> tempfile::Builder<'static, 'static> {
     names
 }
 
-fn folder_of(path: &Path) -> &Path {
+/// The folder in which `path` lies.
+#[must_use]
+pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

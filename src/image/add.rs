@@ -20,7 +20,7 @@ use super::{ESP_LABEL, ImageError};
 use crate::arch::Arch;
 use crate::format::fat::{Volume, read};
 use crate::format::gpt::{self, Entry};
-use crate::host::fs::{FileError, copy_range, copy_sparse};
+use crate::host::fs::{FileError, copy_range, copy_sparse, folder_of};
 use crate::host::part::Part;
 use crate::host::tools;
 use crate::units::{Bytes, SECTOR};
@@ -84,7 +84,7 @@ pub fn add(job: &AddJob<'_>) -> Result<Switched, AddError> {
     let wrong = |what| FileError::at(what, job.disk);
     let disk = File::open(job.disk).map_err(wrong("can't open"))?;
     let parts = Parts::of(job, &disk)?;
-    let folder = job.disk.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(job.disk);
     let new = tempfile::Builder::new().prefix(".kiln-").suffix(".raw").tempfile_in(folder);
     let new = new.map_err(wrong("can't write beside"))?;
     copy_sparse(&disk, new.as_file()).map_err(wrong("can't copy"))?;

@@ -95,36 +95,32 @@ pub(super) fn run(
 }
 
 fn run_script(runner: &Runner, script: &super::Script) -> Inner<()> {
+    let failed = |status, tail| {
+        let name = format!("the script `{}`", script.name);
+        Err(Failure::Script { package: "the profile".to_owned(), script: name, status, tail })
+    };
+    // To the kernel it is the script that isn't there (execve(2)).
+    if let Some(program) = interpreter(&script.text).filter(|program| !Path::new(program).exists()) {
+        // One that ends in a carriage return is another than it seems to be.
+        return failed(format!("its interpreter {program:?} is not in the image"), Vec::new());
+    }
     let path = "/tmp/kiln-script";
     std::fs::write(path, &script.text).doing("writing a script")?;
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
         .doing("writing a script")?;
-    can_be_started(script)?;
     let ran = runner.run(runner.command(path), &mut |_| {})?;
     let _ = std::fs::remove_file(path);
     if ran.status.success() {
         return Ok(());
     }
-    let (script, status) = (format!("the script `{}`", script.name), ran.status());
-    Err(Failure::Script { package: "the profile".to_owned(), script, status, tail: ran.tail })
+    failed(ran.status(), ran.tail)
 }
 
-/// Names a script's interpreter when it isn't there: to the kernel it is the script that isn't (execve(2)).
-fn can_be_started(script: &super::Script) -> Inner<()> {
+/// The program that the first line of a script names.
+fn interpreter(text: &str) -> Option<&str> {
     let blank = [' ', '\t'];
-    let first = script.text.split('\n').next().unwrap_or_default();
-    let interpreter =
-        first.strip_prefix("#!").and_then(|rest| rest.trim_start_matches(blank).split(blank).next());
-    match interpreter {
-        Some(program) if !Path::new(program).exists() => Err(Failure::Script {
-            package: "the profile".to_owned(),
-            script: format!("the script `{}`", script.name),
-            // A line that ends in a carriage return names another program than it seems to.
-            status: format!("its interpreter {program:?} is not in the image"),
-            tail: Vec::new(),
-        }),
-        _ => Ok(()),
-    }
+    let line = text.split('\n').next()?.strip_prefix("#!")?;
+    line.trim_start_matches(blank).split(blank).next()
 }
 
 /// What a node takes in memory.
@@ -180,9 +176,8 @@ fn materialise(tree: &Tree, packs: &dyn Packs, root: &Root, epoch: i64) -> Inner
             root.set_xattr(path, name, value).doing_at("setting an attribute of", path)?;
         }
         if node.kind == Kind::Dir {
-            let meta = DirMeta { mode: node.mode, owner: Some((node.uid, node.gid)) };
+            let meta = DirMeta { mode: node.mode, owner: Some((node.uid, node.gid)), mtime: Some(epoch) };
             root.finish_dir(path, meta).doing_at("setting the mode of", path)?;
-            root.set_dir_time(path, epoch).doing_at("setting the time of", path)?;
         }
     }
     Ok(())

@@ -35,6 +35,8 @@ pub(super) struct DirMeta {
     pub mode: u32,
     /// User and group; `None` leaves the caller's.
     pub owner: Option<(u32, u32)>,
+    /// Time of its last change; `None` leaves the clock's.
+    pub mtime: Option<i64>,
 }
 
 impl Root {
@@ -112,24 +114,23 @@ impl Root {
         }
     }
 
-    /// Gives a directory its owner and mode.
+    /// Gives a directory its owner, mode and time.
     pub fn finish_dir(&self, path: &[u8], meta: DirMeta) -> nix::Result<()> {
         let fd = self.dir(path)?;
         // An O_PATH descriptor can't be changed itself, but what it names can, by "." below it.
         if let Some((uid, gid)) = meta.owner {
             fchownat(&fd, c".", Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::empty())?;
         }
-        fchmodat(&fd, c".", Mode::from_bits_truncate(meta.mode), FchmodatFlags::FollowSymlink)
+        fchmodat(&fd, c".", Mode::from_bits_truncate(meta.mode), FchmodatFlags::FollowSymlink)?;
+        if let Some(mtime) = meta.mtime {
+            let time = TimeSpec::new(mtime, 0);
+            utimensat(&fd, c".", &time, &time, UtimensatFlags::NoFollowSymlink)?;
+        }
+        Ok(())
     }
 }
 
 impl Root {
-    /// Sets the time of a directory, which everything that is done in it changes.
-    pub fn set_dir_time(&self, path: &[u8], mtime: i64) -> nix::Result<()> {
-        let time = TimeSpec::new(mtime, 0);
-        utimensat(&self.dir(path)?, c".", &time, &time, UtimensatFlags::NoFollowSymlink)
-    }
-
     /// Sets an extended attribute of what is at `path`.
     pub fn set_xattr(&self, path: &[u8], name_of: &[u8], value: &[u8]) -> io::Result<()> {
         let dir = self.dir(parent(path))?;

@@ -75,8 +75,7 @@ fn enter(user_namespace: bool, parent: Pid, teller: &Teller) -> Inner<Request> {
         setresuid(0.into(), 0.into(), 0.into()).doing("becoming root of the namespace")?;
         // A change of ids forgets the signal.
         die_with(parent)?;
-    }
-    if !user_namespace {
+    } else {
         sys::start_no_device_makers().doing("giving up the right to make devices")?;
     }
     setgroups(&[]).doing("leaving all groups")?;

@@ -36,7 +36,8 @@ fn unpack(debs: &[PathBuf], root: &Root) -> Inner<()> {
     dirs.extend(found.into_iter().flatten());
     dirs.sort();
     for (path, mode) in dirs.into_iter().rev() {
-        root.finish_dir(&path, DirMeta { mode, owner: None }).doing_at("setting the mode of", &path)?;
+        root.finish_dir(&path, DirMeta { mode, owner: None, mtime: None })
+            .doing_at("setting the mode of", &path)?;
     }
     Ok(())
 }

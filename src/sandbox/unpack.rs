@@ -296,7 +296,7 @@ impl<'a> Unpacker<'a> {
             {
                 told.dirs.push((
                     entry.path.clone(),
-                    DirMeta { mode: entry.mode, owner: Some((entry.uid, entry.gid)) },
+                    DirMeta { mode: entry.mode, owner: Some((entry.uid, entry.gid)), mtime: None },
                 ));
             }
             return Ok(());

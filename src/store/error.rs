@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::digest::Digest;
-use crate::host::fs::FileError;
+use crate::host::fs::{FileError, nearest};
 use crate::host::interrupt::Interrupted;
 use crate::units::Bytes;
 
@@ -80,6 +80,9 @@ pub enum StoreError {
     Interrupted(#[from] Interrupted),
 }
 
+/// What helps when the store's file system is full.
+pub const ROOMIER: &str = "`kiln gc` drops what no image needs; --store or KILN_STORE name a roomier place";
+
 impl StoreError {
     /// The error of a full disk, with what is free there now.
     pub(super) fn full(path: &Path, need: Option<Bytes>) -> StoreError {
@@ -91,9 +94,7 @@ impl StoreError {
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            StoreError::Full { .. } => {
-                Some("`kiln gc` drops what no image needs; --store or KILN_STORE name a roomier place")
-            }
+            StoreError::Full { .. } => Some(ROOMIER),
             StoreError::Damaged { .. } => Some("run the command again: it is fetched or made anew"),
             StoreError::Missing(_) => Some("run the command again: what is missing is fetched or made anew"),
             StoreError::Format { .. } => {
@@ -117,7 +118,6 @@ impl From<FileError> for StoreError {
         if !error.is_full() {
             return StoreError::File(error);
         }
-        let there = error.path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
-        StoreError::full(there, None)
+        StoreError::full(nearest(&error.path), None)
     }
 }

@@ -48,7 +48,7 @@ use crate::tree::Packs;
 use crate::units::Bytes;
 
 pub use blob::BlobWriter;
-pub use error::StoreError;
+pub use error::{ROOMIER, StoreError};
 pub use gc::{GcOptions, GcReport};
 pub use lock::StepLock;
 pub use roots::Root;
