@@ -98,9 +98,8 @@ impl From<BakeError> for Failure {
                 let hint = format!("`kiln lock {}` makes it; so does the first build", profile.display());
                 usage("lock-missing", &error).hint(hint)
             }
-            BakeError::NotLocked { .. } => {
-                usage("not-locked", &error).hint("`kiln lock --update` without a name updates all of them")
-            }
+            BakeError::NotLocked { .. } => usage("not-locked", &error)
+                .hint("`kiln lock PROFILE --update` without a name updates all of them"),
             BakeError::InTheWay { .. } => usage("in-the-way", &error)
                 .hint("`-o DIR` names another folder; or move the file away, if it may go"),
             BakeError::NoLock { .. } => {
