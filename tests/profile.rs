@@ -248,6 +248,9 @@ fn data_files_are_profiles_too() {
     let nickel = project.eval(&["p.ncl"]);
     for file in ["p.toml", "p.yaml", "p.json"] {
         assert_eq!(project.eval(&[file]), nickel, "{file}");
+        let text = fs::read_to_string(project.path().join(file)).unwrap();
+        fs::write(project.path().join(file), format!("\u{feff}{text}")).unwrap();
+        assert_eq!(project.eval(&[file]), nickel, "{file} with a byte order mark");
     }
     assert_eq!(project.eval(&["site.ncl"])["disk"]["size"], "3GiB");
 }

@@ -96,8 +96,9 @@ pub struct Mirrors {
     snapshots: Vec<Given>,
 }
 
-/// The user's configuration file. Other tables belong to others.
+/// The user's configuration file.
 #[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Config {
     #[serde(default)]
     mirrors: BTreeMap<String, OneOrMany>,
@@ -318,7 +319,7 @@ mod tests {
     fn each_place_has_its_turn() {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("config.toml");
-        let text = "[mirrors]\ndebian = ['http://config/debian/', '/srv/mirror']\nother = 'http://other/x'\n[ui]\ncolour = true\n";
+        let text = "[mirrors]\ndebian = ['http://config/debian/', '/srv/mirror']\nother = 'http://other/x'\n";
         fs::write(&config, text).unwrap();
         fs::write(
             folder.path().join("sources.list"),
@@ -382,7 +383,9 @@ mod tests {
         }
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("config.toml");
-        for text in ["[mirrors]\ndebian = 1\n", "mirrors", "[snapshot]\ndebian = 'x'\n"] {
+        for text in
+            ["[mirrors]\ndebian = 1\n", "mirrors", "[snapshot]\ndebian = 'x'\n", "[mirror]\ndebian = '/x'\n"]
+        {
             fs::write(&config, text).unwrap();
             let environment = Environment { config: Some(config.clone()), ..Environment::default() };
             assert!(Mirrors::new(&[], &environment).is_err(), "{text}");

@@ -134,8 +134,10 @@ impl Sources {
     fn read(&mut self, project: &Project, real: &Path) -> Result<String, String> {
         let bytes = read_import(real)?;
         self.inputs.insert(project.name(real), Digest::of(&bytes));
-        String::from_utf8(bytes)
-            .map_err(|e| format!("it is no UTF-8 text (byte {})", e.utf8_error().valid_up_to()))
+        let text = String::from_utf8(bytes)
+            .map_err(|e| format!("it is no UTF-8 text (byte {})", e.utf8_error().valid_up_to()))?;
+        // Editors of some systems begin a file with a byte order mark, which Nickel's readers don't all pass over.
+        Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
     }
 
     /// Whether Nickel holds a source that wasn't loaded here: something got past the search for imports.

@@ -8,7 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::system::test::Check;
-use crate::system::{ExtraFs, Set, Sudo, System};
+use crate::system::{ExtraFs, Set, Sudo, System, Value};
 use crate::units::{Bytes, MIB};
 
 /// Something wrong with a system.
@@ -37,6 +37,7 @@ pub(super) fn validate(system: &System) -> Vec<Problem> {
     paths(system, &mut found);
     units(system, &mut found);
     disk(system, &mut found);
+    kernel(system, &mut found);
     checks("test.checks", &system.test.checks, &mut found);
     publish::aws(system, &mut found);
     found
@@ -198,6 +199,13 @@ fn units(system: &System, found: &mut Vec<Problem>) {
             let message = "is a template: enable an instance of it, as in `name@instance.service`";
             problem(found, format!("units.\"{name}\".state"), message);
         }
+    }
+}
+
+fn kernel(system: &System, found: &mut Vec<Problem>) {
+    if system.kernel.arguments.get("root").is_some_and(|root| *root != Value::Bool(false)) {
+        let message = "Kiln itself tells the kernel where its root is: leave this out (`rootflags` and `rootfstype` may be given)";
+        problem(found, "kernel.arguments.root", message);
     }
 }
 

@@ -18,24 +18,28 @@ pub struct Settled {
     pub failed: Vec<String>,
 }
 
-/// Between two looks.
+/// Between two looks at a system that has started.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Between two looks at the console meanwhile.
+const TICK: Duration = Duration::from_millis(250);
 /// How often in a row everything must be quiet: a service that restarts itself seems up for a moment.
 const SAMPLES: u32 = 3;
-/// Between two looks once nothing has changed for [`UNCHANGED`]: a look is work for an emulated machine, which hides whether it has
-/// any other.
+/// Between two looks once nothing has changed for [`UNCHANGED`], and as long as [`START`] waits: a look is work for an emulated
+/// machine, which hides whether it has any other.
 const LONG_PAUSE: Duration = Duration::from_secs(10);
 const UNCHANGED: Duration = Duration::from_secs(20);
 /// In so many long pauses in a row a guest that hangs has done nothing.
 const IDLE_PAUSES: u32 = 3;
 /// A question takes at most this long, even of a system that is busy with starting.
 const QUESTION: Duration = Duration::from_secs(60);
-/// First line the state, then the jobs that run, then units on their way, each with its word.
+/// Waits for the end of the start, without taking processor time from what is started.
+const START: &str = "timeout 10 systemctl --quiet is-system-running --wait";
+/// First line the state, then the jobs that run, then units on their way, each with its word, and those that failed.
 const LOOK: &str = r"echo state $(systemctl is-system-running)
 systemctl list-jobs --no-legend --plain --full | while read -r id unit kind state; do echo job $unit $kind $state; done
-systemctl list-units --no-legend --plain --full --state=activating,auto-restart,deactivating,reloading | while read -r unit load active sub rest; do
-case $unit in *.timer) ;; *) echo moving $unit $sub ;; esac; done
-systemctl --failed --no-legend --plain --full | while read -r unit rest; do echo failed $unit; done";
+systemctl list-units --no-legend --plain --full --state=activating,auto-restart,deactivating,reloading,failed |
+while read -r unit load active sub rest; do
+case $active:$unit in failed:*) echo failed $unit ;; *.timer) ;; *) echo moving $unit $sub ;; esac; done";
 
 /// What a look saw.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,6 +48,13 @@ struct Seen {
     /// Jobs that run or wait, and units on their way.
     moving: Vec<String>,
     failed: Vec<String>,
+}
+
+impl Seen {
+    /// Nothing known is as good as a system that starts.
+    fn starts(&self) -> bool {
+        matches!(self.state.as_str(), "" | "starting" | "initializing")
+    }
 }
 
 /// Waits until the system has settled: nothing queued, nothing on its way, three times in a row a second apart.
@@ -55,11 +66,12 @@ pub fn until_settled(vm: &Vm, guest: &mut dyn Guest, limit: Duration) -> Result<
     let begun = Instant::now();
     let (mut quiet, mut idle, mut last, mut since) = (0, 0, Seen::default(), Instant::now());
     loop {
+        idle = if pause(vm, guest, &last, since.elapsed())? { idle + 1 } else { 0 };
         let seen = parse(&guest.run(LOOK, QUESTION)?.stdout);
         if seen != last {
             (quiet, idle, since) = (0, 0, Instant::now());
         }
-        if seen.moving.is_empty() && !matches!(seen.state.as_str(), "" | "starting" | "initializing") {
+        if seen.moving.is_empty() && !seen.starts() {
             quiet += 1;
         }
         if quiet >= SAMPLES {
@@ -72,26 +84,26 @@ pub fn until_settled(vm: &Vm, guest: &mut dyn Guest, limit: Duration) -> Result<
             let what = format!("end of the boot: {}", waits_for(&seen));
             return Err(VmError::Timeout { what, limit, tail: vm.tail() });
         }
-        let unchanged = !seen.moving.is_empty() && since.elapsed() > UNCHANGED;
         last = seen;
-        if !unchanged {
-            std::thread::sleep(PAUSE);
-        } else if waits(vm, LONG_PAUSE)? {
-            idle += 1;
-        } else {
-            idle = 0;
-        }
     }
 }
 
-/// Lets a while pass; whether the guest did nothing in it.
-fn waits(vm: &Vm, pause: Duration) -> Result<bool, VmError> {
+/// Lets a while pass, until the next look at what has been the same for `unchanged`. Whether it was a long one, in which the
+/// guest did nothing.
+fn pause(vm: &Vm, guest: &mut dyn Guest, seen: &Seen, unchanged: Duration) -> Result<bool, VmError> {
     let (begun, used, mut lines) = (Instant::now(), vm.processor_time(), vm.line_count());
-    while begun.elapsed() < pause {
-        std::thread::sleep(PAUSE);
+    let mut length = PAUSE;
+    if seen.starts() {
+        guest.run(START, QUESTION)?;
+    } else if !seen.moving.is_empty() && unchanged > UNCHANGED {
+        length = LONG_PAUSE;
+    }
+    while begun.elapsed() < length {
+        std::thread::sleep(TICK);
         vm.news(&mut lines, "end of the boot")?;
     }
-    Ok(pulse::only_waited(vm.processor_time().saturating_sub(used), begun.elapsed()))
+    let passed = begun.elapsed();
+    Ok(passed >= LONG_PAUSE && pulse::only_waited(vm.processor_time().saturating_sub(used), passed))
 }
 
 fn hang(vm: &Vm, seen: &Seen, waited: Duration) -> VmError {
