@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 use kiln::units::{Bytes, GIB};
 use kiln::vm::disk::Image;
@@ -31,7 +32,7 @@ fn bookworm_boots_and_grows() {
     let mut setup = machine::setup(&image);
     setup.disk_size = Some(Bytes(Image::open(&image).expect("an image").size.0 + 2 * GIB));
     machine::with_channel(setup, |vm, channel| {
-        let settled = until_settled(vm, channel, SETTLED).unwrap_or_else(|e| panic!("{e}"));
+        let settled = until_settled(vm, channel, Duration::ZERO, SETTLED).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!((settled.state.as_str(), settled.failed.len()), ("running", 0), "{settled:?}");
         assert_eq!(said(channel, ". /etc/os-release; echo $VERSION_CODENAME").trim(), "bookworm");
         assert_eq!(said(channel, "dpkg --verify; dpkg --audit"), "");

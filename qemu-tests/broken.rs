@@ -48,7 +48,12 @@ fn unit_that_fails() {
 #[test]
 fn unit_that_hangs() {
     let unit = "units.\"endless.service\" = { state = 'enabled, text = \"[Service]\\nType=oneshot\\nExecStart=/bin/sleep infinity\\n[Install]\\nWantedBy=multi-user.target\\n\" }";
-    by_profile("minimal", unit, &Named::under_bios("hang", "endless.service"));
+    let report = by_profile("minimal", unit, &Named::under_bios("hang", "endless.service"));
+    let journal = &report["machines"][0]["evidence"]["journal"];
+    assert!(
+        journal.as_str().is_some_and(|j| j.contains("endless.service")),
+        "who hangs still answers: {journal}"
+    );
 }
 
 #[test]

@@ -79,7 +79,7 @@ fn said(guest: &mut dyn Guest, script: &str) -> String {
 
 /// What every instance must be like once it is up.
 fn is_that_instance(vm: &Vm, guest: &mut dyn Guest, instance: &Instance, word: &str) {
-    let settled = until_settled(vm, guest, SETTLED).unwrap_or_else(|e| panic!("{e}"));
+    let settled = until_settled(vm, guest, Duration::ZERO, SETTLED).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!((settled.state.as_str(), settled.failed.len()), ("running", 0), "{:?}", settled.failed);
     let result = said(guest, "cloud-init status --wait >/dev/null; cat /run/cloud-init/result.json");
     assert!(result.contains("DataSourceEc2Local") && result.contains("\"errors\": []"), "{result}");

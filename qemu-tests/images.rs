@@ -3,6 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use kiln::publish::blocks::DiskBlocks;
 use kiln::vm::{Boots, until_settled};
@@ -87,7 +88,8 @@ fn noise_where_nothing_reads_is_never_seen() {
         setup.firmware = firmware;
         setup.keep = Some(kept.clone());
         let vm = machine::with_channel(setup, |vm, channel| {
-            let settled = until_settled(vm, channel, SETTLED).unwrap_or_else(|e| panic!("{e}"));
+            let settled =
+                until_settled(vm, channel, Duration::ZERO, SETTLED).unwrap_or_else(|e| panic!("{e}"));
             assert_eq!((settled.state.as_str(), settled.failed.len()), ("running", 0), "{settled:?}");
             // Inodes behind those in use, and more data through the journal than it has room for.
             said(channel, "mkdir /many && cd /many && for n in $(seq 3000); do echo $n > $n; done && sync");

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use kiln::vm::until_settled;
 
@@ -35,7 +36,7 @@ fn databases_and_key_stores_are_the_same_in_two_bakes() {
     assert_eq!(first, second);
 
     machine::with_channel(machine::setup(&image), |vm, channel| {
-        let settled = until_settled(vm, channel, SETTLED).unwrap_or_else(|e| panic!("{e}"));
+        let settled = until_settled(vm, channel, Duration::ZERO, SETTLED).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!((settled.state.as_str(), settled.failed.len()), ("running", 0), "{settled:?}");
         assert_eq!(said(channel, "mariadb -N -e 'select 6 * 7'").trim(), "42");
         assert_eq!(

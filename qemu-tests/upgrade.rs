@@ -79,7 +79,7 @@ fn runs(setup: Setup, kernel: &str, at_menu: impl Fn(&Vm), script: &str) {
     let vm = booted(setup, at_menu);
     let mut channel = Channel::attach(&vm, BOOT).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(said(&mut channel, "uname -r").trim(), kernel);
-    let settled = until_settled(&vm, &mut channel, SETTLED).unwrap_or_else(|e| panic!("{e}"));
+    let settled = until_settled(&vm, &mut channel, Duration::ZERO, SETTLED).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!((settled.state.as_str(), settled.failed.len()), ("running", 0), "{settled:?}");
     said(&mut channel, script);
     drop(channel);

@@ -15,7 +15,7 @@ pub const USE: &str = "mkdir -p /var/lib/kept /var/lib/lost /home/somebody /srv/
          echo mine > $f; done && cat /etc/machine-id";
 
 pub fn settled(channel: &mut Channel<'_>, vm: &kiln::vm::Vm) {
-    let settled = until_settled(vm, channel, SETTLED).unwrap_or_else(|e| panic!("{e}"));
+    let settled = until_settled(vm, channel, Duration::ZERO, SETTLED).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!((settled.state.as_str(), settled.failed.len()), ("running", 0), "{settled:?}");
 }
 

@@ -178,10 +178,14 @@ impl Session<'_> {
         request: &TestRequest,
         listener: &dyn Listener,
     ) -> Result<Tested, BakeError> {
-        let inputs = verdict_inputs(subject.digest, plan, tools.filter(|_| request.qemu.is_none()));
+        let general = verdict_inputs(subject.digest, plan, tools, request.qemu.as_ref());
+        let inputs = if request.over_ssh { general.clone().with("way", "ssh") } else { general.clone() };
         if !request.again
-            && let Some(report) = self.kept_report(&inputs)
+            && let Some(mut report) = self.kept_report(&inputs)
+            && answers(&report, request.wish)
         {
+            // Another file with the same bytes has its own name.
+            report.name.clone_from(&subject.name);
             return Ok(Tested { report, cached: true });
         }
         let scratch = self.store.scratch("test")?;
@@ -200,7 +204,10 @@ impl Session<'_> {
             return Err(BakeError::ImageChanged { path: subject.path.to_owned(), before, after });
         }
         if report.verdict == Verdict::Passed {
-            self.keep_report(&inputs, &report)?;
+            self.keep_report(&general, &report)?;
+            if request.over_ssh {
+                self.keep_report(&inputs, &report)?;
+            }
         }
         Ok(Tested { report, cached: false })
     }
@@ -208,7 +215,7 @@ impl Session<'_> {
     /// The verdict of a plan that is kept, by the locked QEMU.
     pub(super) fn known_verdict(&self, locked: &Locked, disk: &BakedDisk, plan: &Plan) -> Option<Tested> {
         let tools = Self::tools_inputs(locked, ToolSet::Vm).key();
-        let report = self.kept_report(&verdict_inputs(disk.image.blocks, plan, Some(tools)))?;
+        let report = self.kept_report(&verdict_inputs(disk.image.blocks, plan, Some(tools), None))?;
         Some(Tested { report, cached: true })
     }
 
@@ -370,14 +377,21 @@ pub fn accepted(image: RawImage, tested: Tested) -> Result<smoke::TestedImage, B
     smoke::accept(image, tested.report)
 }
 
-fn verdict_inputs(image: Digest, plan: &Plan, tools: Option<Digest>) -> Inputs {
+/// Whether a kept verdict answers one who wants this accelerator.
+fn answers(report: &Report, wish: Wish) -> bool {
+    wish != Wish::Kvm || report.machines.iter().all(|machine| machine.accel == "KVM")
+}
+
+/// `qemu` is the one that was asked for, instead of that of the `tools`.
+fn verdict_inputs(image: Digest, plan: &Plan, tools: Option<Digest>, qemu: Option<&Qemu>) -> Inputs {
     let inputs = Inputs::new("test", 1)
         .with("code", env!("KILN_CODE_TEST"))
         .with("image", image)
         .with("tests", plan.digest());
-    match tools {
-        Some(tools) => inputs.with("tools", tools),
-        None => inputs.with("tools", "of the host"),
+    match (qemu, tools) {
+        (Some(Qemu::Host { program: path } | Qemu::Tools(path)), _) => inputs.with("qemu", path.display()),
+        (None, Some(tools)) => inputs.with("tools", tools),
+        (None, None) => inputs.with("tools", "of the host"),
     }
 }
 
@@ -413,6 +427,16 @@ mod tests {
         let settings = json!({ "system_info": { "default_user": { "name": "admin" } } });
         assert_eq!(login(settings.as_object().unwrap()), "admin");
         assert_eq!(login(&serde_json::Map::new()), "debian");
+    }
+
+    #[test]
+    fn a_verdict_is_that_of_one_qemu() {
+        let plan = Plan::of_image(Firmware::Both, crate::check::plan::Platform::Plain);
+        let (tools, other) = (Digest::of(b"tools"), Qemu::Host { program: "/usr/bin/qemu".into() });
+        let key = |tools, qemu| verdict_inputs(Digest::of(b"image"), &plan, tools, qemu).key();
+        let keys = [key(Some(tools), None), key(None, None), key(Some(tools), Some(&other))];
+        assert!(keys[0] != keys[1] && keys[0] != keys[2] && keys[1] != keys[2]);
+        assert_eq!(keys[2], key(None, Some(&other)));
     }
 
     #[test]

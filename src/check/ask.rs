@@ -71,7 +71,8 @@ fn unit(name: &str) -> String {
 }
 
 fn failed_units() -> String {
-    "systemctl --failed --no-legend --plain --full | while read -r unit rest; do\n\
+    "failed=$(systemctl --failed --no-legend --plain --full) || exit 1\n\
+     [ -z \"$failed\" ] || echo \"$failed\" | while read -r unit rest; do\n\
      echo \"$unit\"; { echo \"-- $unit\"; \
      journalctl --boot --no-pager --output=cat --lines=20 --unit=\"$unit\"; } >&2; done"
         .to_owned()

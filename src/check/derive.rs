@@ -127,8 +127,8 @@ fn files(system: &System, tree: &Tree) -> Vec<Check> {
 }
 
 fn sysctl(system: &System) -> Vec<Check> {
-    // A `*` stands for whatever is there; which it is only the machine knows.
-    let plain = system.sysctl.iter().filter(|(key, _)| !key.contains('*'));
+    // A pattern stands for whatever is there; which it is only the machine knows. What begins with a dash may fail (sysctl.d(5)).
+    let plain = system.sysctl.iter().filter(|(key, _)| !key.starts_with('-') && !key.contains(['*', '?']));
     plain
         .map(|(key, value)| {
             let value = match value {
@@ -136,10 +136,7 @@ fn sysctl(system: &System) -> Vec<Check> {
                 Value::Number(number) => number.to_string(),
                 Value::Text(text) => text.clone(),
             };
-            Check::new(
-                format!("sysctl {key}"),
-                What::Sysctl { key: key.trim_start_matches('-').to_owned(), value },
-            )
+            Check::new(format!("sysctl {key}"), What::Sysctl { key: key.clone(), value })
         })
         .collect()
 }
@@ -150,7 +147,12 @@ fn mounts(system: &System) -> Vec<Check> {
         let said = |option: &str| m.options.get(option).copied().unwrap_or_default();
         !(said("noauto") || said("nofail"))
     });
-    let own = own.map(|(path, mount)| (path.clone(), mount.fs.clone()));
+    let own = own.map(|(path, mount)| {
+        let bound = ["bind", "rbind"].iter().any(|&option| mount.options.get(option) == Some(&true));
+        // What is bound has the file system of where it comes from.
+        let fs = if bound || mount.fs == "none" { String::new() } else { mount.fs.clone() };
+        (path.clone(), fs)
+    });
     let extra = system.disk.partitions.values().filter(|p| p.enable && !p.mount.is_empty());
     let extra = extra.map(|p| (p.mount.clone(), "ext4".to_owned()));
     let mut checks: Vec<Check> = own
@@ -215,7 +217,12 @@ mod tests {
         system.files.insert("/etc/hosts".into(), File { enable: true, ..File::default() });
         system.sysctl.insert("vm.swappiness".into(), Value::Number(10));
         system.sysctl.insert("net.ipv4.conf.*.rp_filter".into(), Value::Bool(true));
+        system.sysctl.insert("net.ipv4.conf.eth?.rp_filter".into(), Value::Bool(true));
+        system.sysctl.insert("-net.netfilter.nf_conntrack_max".into(), Value::Number(9));
         system.mounts.insert("/data".into(), Mount { enable: true, fs: "xfs".into(), ..Mount::default() });
+        let mut bound = Mount { enable: true, fs: "none".into(), ..Mount::default() };
+        bound.options.insert("bind".into(), true);
+        system.mounts.insert("/srv/data".into(), bound);
         system.units.insert("a.service".into(), Unit { state: UnitState::Masked, ..Unit::default() });
         system.ssh.enable = true;
         system.ssh.settings.insert("Port".into(), Value::Number(2222));
@@ -230,7 +237,15 @@ mod tests {
             let link = Node::new(Kind::Symlink(b"/dev/null".to_vec()), 0o777, 0);
             tree.insert_with_parents(format!("etc/systemd/system/{path}"), link);
         }
-        let names: Vec<String> = derived(&system, &tree).into_iter().map(|c| c.name).collect();
+        let checks = derived(&system, &tree);
+        let fs = |path: &str| {
+            checks.iter().find_map(|check| match &check.what {
+                What::Mount { path: at, fs } if at == path => Some(fs.clone()),
+                _ => None,
+            })
+        };
+        assert_eq!((fs("/data"), fs("/srv/data")), (Some("xfs".to_owned()), Some(String::new())));
+        let names: Vec<String> = checks.into_iter().map(|c| c.name).collect();
         assert_eq!(
             names,
             [
@@ -242,6 +257,7 @@ mod tests {
                 "file /etc/motd",
                 "sysctl vm.swappiness",
                 "mount /data",
+                "mount /srv/data",
                 "port 2222",
                 "packages",
             ]

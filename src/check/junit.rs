@@ -55,6 +55,7 @@ fn boot(machine: &MachineReport, class: &str) -> TestCase {
     // What failed on a machine that came up is a case of its own.
     let boot = |failure: &&MachineFailure| failure.kind != "check-failed" && failure.kind != "failed-unit";
     let status = match machine.failure.as_ref().filter(boot) {
+        None if machine.verdict == Verdict::Skipped => TestCaseStatus::skipped(),
         None => TestCaseStatus::success(),
         Some(failure) => {
             let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
@@ -134,6 +135,17 @@ mod tests {
     #[test]
     fn a_report_as_junit() {
         insta::assert_snapshot!(junit(&sample::failing()));
+    }
+
+    #[test]
+    fn who_was_not_booted_did_not_come_up() {
+        let mut report = sample::failing();
+        report.machines[0].failure = None;
+        report.machines[0].verdict = Verdict::Skipped;
+        let read = Document::deserialize_from_str(&junit(&report)).expect("it can be read again");
+        let boot =
+            read.test_suites.iter().flat_map(|suite| &suite.test_cases).find(|case| *case.name == *BOOT);
+        assert!(boot.is_some_and(|case| matches!(case.status, TestCaseStatus::Skipped { .. })));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::system::test::Check;
+use crate::system::test::{Check, USER_DATA_LIMIT};
 use crate::system::{ExtraFs, Set, Sudo, System, Value};
 use crate::units::{Bytes, MIB};
 
@@ -63,6 +63,13 @@ fn checks(set: &str, checks_of: &Set<Check>, found: &mut Vec<Problem>) {
             problem(found, at("command"), "it is empty: give a shell command");
         }
         if let Some(data) = &check.user_data {
+            if data.text.len() > USER_DATA_LIMIT {
+                let message = format!(
+                    "it has {} bytes; EC2 takes at most {USER_DATA_LIMIT} (compress it, or have it fetch the rest)",
+                    data.text.len()
+                );
+                problem(found, at("user_data.text"), message);
+            }
             if !data.checks.values().any(|check| check.enable) {
                 let message = "it is empty: say what the user-data is to bring about, else nothing is tested";
                 problem(found, at("user_data.checks"), message);

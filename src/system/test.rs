@@ -49,6 +49,9 @@ pub struct Disks {
     pub nvme: bool,
 }
 
+/// EC2's limit of an instance's user-data, in bytes, before it is encoded.
+pub const USER_DATA_LIMIT: usize = 16 << 10;
+
 /// What EC2's metadata service wants of its callers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -17,7 +17,7 @@ use serde_json::json;
 use super::agent::{Talk, script};
 use super::credentials::Credential;
 use super::failure::{BootFailure, VmError};
-use super::guest::{Guest, Output};
+use super::guest::{Guest, Output, REBOOT};
 use super::machine::PORTS_BUS;
 use super::process::Vm;
 use crate::base64::base64;
@@ -102,8 +102,7 @@ impl<'a> Channel<'a> {
     pub fn reboot(mut self, limit: Duration) -> Result<Channel<'a>, VmError> {
         let (vm, begun, resets) = (self.vm, Instant::now(), self.vm.resets());
         vm.expect_reset();
-        // Started by systemd, it doesn't end with the agent.
-        self.run("systemd-run --quiet --on-active=1 systemctl reboot", QUESTION)?;
+        self.run(REBOOT, QUESTION)?.success("the restart")?;
         let mut lines = self.lines;
         drop(self);
         while vm.resets() == resets {

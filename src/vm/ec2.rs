@@ -11,9 +11,7 @@ use uuid::Uuid;
 
 use crate::base64::{base64, from_base64};
 use crate::digest::{Digest, hex};
-
-/// EC2 refuses user data beyond this, before any encoding.
-pub const USER_DATA_LIMIT: usize = 16 << 10;
+use crate::system::test::USER_DATA_LIMIT;
 
 /// The default VPC's addresses.
 pub const VPC: &str = "172.31.0.0/16";

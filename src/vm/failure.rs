@@ -66,7 +66,7 @@ impl fmt::Display for BootFailure {
 }
 
 /// Texts that tell a failure wherever they stand in a line.
-const SIGNS: [(&str, BootFailure); 23] = [
+const SIGNS: [(&str, BootFailure); 24] = [
     ("No bootable device", BootFailure::NoBootableDevice),
     ("Could not read the boot disk", BootFailure::NoBootableDevice),
     ("not a bootable disk", BootFailure::NoBootableDevice),
@@ -87,6 +87,7 @@ const SIGNS: [(&str, BootFailure); 23] = [
     ("the root account is locked", BootFailure::EmergencyMode),
     ("Reached target emergency.target", BootFailure::EmergencyMode),
     ("Started emergency.service", BootFailure::EmergencyMode),
+    ("systemd[1]: Freezing execution", BootFailure::Hang),
     ("Out of memory: Killed process", BootFailure::OutOfMemory),
     ("Out of memory and no killable processes", BootFailure::OutOfMemory),
     ("Memory cgroup out of memory: Killed process", BootFailure::OutOfMemory),

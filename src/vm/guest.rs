@@ -17,6 +17,22 @@ pub struct Output {
     pub took: Duration,
 }
 
+/// Restarts the guest in a second: systemd does it, which doesn't end with who asks. (Its timers may else be late by a minute.)
+pub(super) const REBOOT: &str =
+    "systemd-run --quiet --on-active=1 --timer-property=AccuracySec=100ms systemctl reboot";
+
+impl Output {
+    /// Fails when a command that has to succeed did not.
+    pub(super) fn success(self, what: &str) -> Result<Output, VmError> {
+        match self.status {
+            0 => Ok(self),
+            status => {
+                Err(VmError::Channel(format!("{what} ended with status {status}: {}", self.stderr.trim())))
+            }
+        }
+    }
+}
+
 /// Runs commands in a guest as root: over a [`super::Channel`] or over [`super::Ssh`].
 pub trait Guest {
     /// Runs a shell script as root and answers what it said, at most 1 MiB of each stream.

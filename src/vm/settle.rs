@@ -24,8 +24,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(250);
 /// How often in a row everything must be quiet: a service that restarts itself seems up for a moment.
 const SAMPLES: u32 = 3;
-/// Between two looks once nothing has changed for [`UNCHANGED`], and as long as [`START`] waits: a look is work for an emulated
-/// machine, which hides whether it has any other.
+/// Between two looks once nothing has changed for [`UNCHANGED`]: a look is work for an emulated machine, which hides whether it has
+/// any other.
 const LONG_PAUSE: Duration = Duration::from_secs(10);
 const UNCHANGED: Duration = Duration::from_secs(20);
 /// In so many long pauses in a row a guest that hangs has done nothing.
@@ -33,13 +33,16 @@ const IDLE_PAUSES: u32 = 3;
 /// A question takes at most this long, even of a system that is busy with starting.
 const QUESTION: Duration = Duration::from_secs(60);
 /// Waits for the end of the start, without taking processor time from what is started.
-const START: &str = "timeout 10 systemctl --quiet is-system-running --wait";
-/// First line the state, then the jobs that run, then units on their way, each with its word, and those that failed.
+const START: &str = "timeout 20 systemctl --quiet is-system-running --wait";
+/// The status with which timeout(1) ends when it had to.
+const TIMED_OUT: i32 = 124;
+/// First line the state, then the jobs that run, then units on their way, each with its word, and those that failed. Timers wait by
+/// nature, and a device of which only the kernel's table of mounts tells stays on its way for ever.
 const LOOK: &str = r"echo state $(systemctl is-system-running)
 systemctl list-jobs --no-legend --plain --full | while read -r id unit kind state; do echo job $unit $kind $state; done
 systemctl list-units --no-legend --plain --full --state=activating,auto-restart,deactivating,reloading,failed |
 while read -r unit load active sub rest; do
-case $active:$unit in failed:*) echo failed $unit ;; *.timer) ;; *) echo moving $unit $sub ;; esac; done";
+case $active:$unit in failed:*) echo failed $unit ;; *.timer|*.device) ;; *) echo moving $unit $sub ;; esac; done";
 
 /// What a look saw.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,9 +54,9 @@ struct Seen {
 }
 
 impl Seen {
-    /// Nothing known is as good as a system that starts.
+    /// Whether the system still starts, or doesn't tell (no answer from systemd): nobody is up then.
     fn starts(&self) -> bool {
-        matches!(self.state.as_str(), "" | "starting" | "initializing")
+        matches!(self.state.as_str(), "" | "unknown" | "starting" | "initializing" | "stopping")
     }
 }
 
@@ -61,12 +64,27 @@ impl Seen {
 /// (`is-system-running --wait` alone is too early when a service restarts itself.)
 ///
 /// # Errors
-/// [`VmError`] as for [`Guest::run`]; a unit that never gets there; [`VmError::Timeout`] when units keep starting.
-pub fn until_settled(vm: &Vm, guest: &mut dyn Guest, limit: Duration) -> Result<Settled, VmError> {
+/// [`VmError`] as for [`Guest::run`]; a unit that never gets there; rescue or emergency mode; [`VmError::Timeout`] when the whole start,
+/// which has already taken `so_far`, takes longer than `limit`.
+pub fn until_settled(
+    vm: &Vm,
+    guest: &mut dyn Guest,
+    so_far: Duration,
+    limit: Duration,
+) -> Result<Settled, VmError> {
     let begun = Instant::now();
     let (mut quiet, mut idle, mut last, mut since) = (0, 0, Seen::default(), Instant::now());
     loop {
-        idle = if pause(vm, guest, &last, since.elapsed())? { idle + 1 } else { 0 };
+        let late = so_far + begun.elapsed() > limit;
+        match pause(vm, guest, &last, since.elapsed())? {
+            // Who is busy with starting isn't asked how far that is.
+            Passed::Starting if !late => {
+                (last, idle) = (Seen::default(), 0);
+                continue;
+            }
+            Passed::Idle => idle += 1,
+            _ => idle = 0,
+        }
         let seen = parse(&guest.run(LOOK, QUESTION)?.stdout);
         if seen != last {
             (quiet, idle, since) = (0, 0, Instant::now());
@@ -74,13 +92,22 @@ pub fn until_settled(vm: &Vm, guest: &mut dyn Guest, limit: Duration) -> Result<
         if seen.moving.is_empty() && !seen.starts() {
             quiet += 1;
         }
+        if quiet >= SAMPLES && seen.state == "maintenance" {
+            let line = "systemctl says `maintenance`".to_owned();
+            return Err(VmError::Boot {
+                failure: BootFailure::EmergencyMode,
+                line,
+                at: vm.age(),
+                tail: vm.tail(),
+            });
+        }
         if quiet >= SAMPLES {
             return Ok(Settled { state: seen.state, failed: seen.failed });
         }
         if !seen.moving.is_empty() && since.elapsed() > HANG && idle >= IDLE_PAUSES {
             return Err(hang(vm, &seen, since.elapsed()));
         }
-        if begun.elapsed() > limit {
+        if late {
             let what = format!("end of the boot: {}", waits_for(&seen));
             return Err(VmError::Timeout { what, limit, tail: vm.tail() });
         }
@@ -88,13 +115,22 @@ pub fn until_settled(vm: &Vm, guest: &mut dyn Guest, limit: Duration) -> Result<
     }
 }
 
-/// Lets a while pass, until the next look at what has been the same for `unchanged`. Whether it was a long one, in which the
-/// guest did nothing.
-fn pause(vm: &Vm, guest: &mut dyn Guest, seen: &Seen, unchanged: Duration) -> Result<bool, VmError> {
+/// What a guest did during a pause.
+enum Passed {
+    /// It went on starting.
+    Starting,
+    /// Nothing, for long.
+    Idle,
+    /// Whatever it did.
+    Other,
+}
+
+/// Lets a while pass, until the next look at what has been the same for `unchanged`.
+fn pause(vm: &Vm, guest: &mut dyn Guest, seen: &Seen, unchanged: Duration) -> Result<Passed, VmError> {
     let (begun, used, mut lines) = (Instant::now(), vm.processor_time(), vm.line_count());
-    let mut length = PAUSE;
+    let (mut length, mut starting) = (PAUSE, false);
     if seen.starts() {
-        guest.run(START, QUESTION)?;
+        starting = guest.run(START, QUESTION)?.status == TIMED_OUT;
     } else if !seen.moving.is_empty() && unchanged > UNCHANGED {
         length = LONG_PAUSE;
     }
@@ -102,8 +138,12 @@ fn pause(vm: &Vm, guest: &mut dyn Guest, seen: &Seen, unchanged: Duration) -> Re
         std::thread::sleep(TICK);
         vm.news(&mut lines, "end of the boot")?;
     }
-    let passed = begun.elapsed();
-    Ok(passed >= LONG_PAUSE && pulse::only_waited(vm.processor_time().saturating_sub(used), passed))
+    let (passed, used) = (begun.elapsed(), vm.processor_time().saturating_sub(used));
+    Ok(match passed >= LONG_PAUSE && pulse::only_waited(used, passed) {
+        true => Passed::Idle,
+        false if starting => Passed::Starting,
+        false => Passed::Other,
+    })
 }
 
 fn hang(vm: &Vm, seen: &Seen, waited: Duration) -> VmError {
@@ -118,6 +158,7 @@ fn waits_for(seen: &Seen) -> String {
     let all: Vec<&str> = seen.moving.iter().map(String::as_str).collect();
     let named = if running.is_empty() { all } else { running };
     match named[..] {
+        [] if seen.state.is_empty() => "systemd gives no answer".to_owned(),
         [] => format!("the system is {}", seen.state),
         _ => format!("it has waited for {}", named.join(", ")),
     }
@@ -158,6 +199,16 @@ mod tests {
         assert_eq!(seen.failed, ["bad.service"]);
         assert_eq!(waits_for(&seen), "it has waited for slow.service start running");
         assert_eq!(waits_for(&parse("state maintenance\n")), "the system is maintenance");
+    }
+
+    #[test]
+    fn who_gives_no_answer_is_not_up() {
+        for (text, starts) in
+            [("", true), ("state unknown\n", true), ("state stopping\n", true), ("state degraded\n", false)]
+        {
+            assert_eq!(parse(text).starts(), starts, "{text}");
+        }
+        assert_eq!(waits_for(&parse("state\n")), "systemd gives no answer");
     }
 
     #[test]

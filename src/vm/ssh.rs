@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use super::agent::{Talk, script};
 use super::child::Kept;
 use super::failure::VmError;
-use super::guest::{Guest, Output};
+use super::guest::{Guest, Output, REBOOT};
 use super::process::Vm;
 use super::qemu::Qemu;
 use crate::base64::base64;
@@ -119,8 +119,7 @@ impl<'a> Ssh<'a> {
         let begun = Instant::now();
         let before = self.boot()?;
         self.vm.expect_reset();
-        // Started by systemd, it doesn't end with this session.
-        self.run("systemd-run --quiet --on-active=1 systemctl reboot", QUESTION)?;
+        self.run(REBOOT, QUESTION)?.success("the restart")?;
         let Ssh { vm, key, user, session, .. } = self;
         drop(session);
         loop {

@@ -103,7 +103,7 @@ impl Asker<'_> {
         let plain = |judgement| Tried { judgement, output: String::new() };
         Ok(match &check.what {
             What::BootTime => plain(self.boot_time()),
-            What::Http(wanted) => plain(http::ask(self.vm, wanted, limit)),
+            What::Http(wanted) => plain(http::ask(self.vm, wanted, limit)?),
             What::ImdsV1Refused => plain(self.imds_v1(limit)?),
             What::SshLogin => plain(self.ssh_login(limit)?),
             What::Reboot | What::UserData { .. } => plain(Err("this takes a machine of its own".to_owned())),
@@ -148,7 +148,7 @@ impl Asker<'_> {
         let mut ssh = match Ssh::log_in(self.vm, key, self.login, limit) {
             Ok(ssh) => ssh,
             Err(VmError::Timeout { what, .. }) => return Ok(Err(format!("no {what}"))),
-            Err(VmError::Ssh(why) | VmError::Channel(why)) => return Ok(Err(why)),
+            Err(VmError::Channel(why)) => return Ok(Err(why)),
             Err(e) => return Err(e),
         };
         let said = ssh.run("id -un; hostname", limit)?;

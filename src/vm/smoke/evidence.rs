@@ -49,12 +49,14 @@ pub fn overlays(folder: &Path, plan: &Plan) -> Vec<PathBuf> {
 }
 
 /// Collects what there is; ends the machine. What can't be had is left out, only files that can't be written are errors.
+/// `answers` tells whether the guest may be asked for its journal.
 pub(super) fn collect(
     job: &Job<'_>,
     plan: &MachinePlan,
     vm: Vm,
     overlay: &Path,
     report: &MachineReport,
+    answers: bool,
 ) -> Result<Evidence, SmokeError> {
     let folder = job.evidence;
     std::fs::create_dir_all(folder).map_err(FileError::at("can't make the folder", folder))?;
@@ -71,7 +73,7 @@ pub(super) fn collect(
         write_atomically(&picture, &evidence.screenshot)?;
         evidence.files.push(("screenshot".to_owned(), picture));
     }
-    if report.boot_seconds.is_some() && vm.ending().is_none() {
+    if answers && vm.ending().is_none() {
         evidence.journal = journal(&vm).unwrap_or_default();
         let path = folder.join(format!("{name}.journal.log"));
         write_atomically(&path, evidence.journal.as_bytes())?;

@@ -1,23 +1,43 @@
 //! Asks a guest's HTTP server for a page, as a browser without any habits would: HTTP/1.0, one request a connection
 //! (RFC 1945), so that nothing comes in pieces.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
 use crate::check::judge::pattern;
 use crate::system::test::Http;
-use crate::vm::Vm;
+use crate::vm::{Vm, VmError};
 
 /// A page larger than this is cut off.
 const PAGE_LIMIT: u64 = 4 << 20;
+/// How long one look for more of the page takes at most.
+const TICK: Duration = Duration::from_millis(500);
 
-/// Asks for the page; `Err` is what is wrong with the answer.
-pub(super) fn ask(vm: &Vm, wanted: &Http, limit: Duration) -> Result<String, String> {
+/// Asks for the page; the inner `Err` is what is wrong with the answer.
+///
+/// # Errors
+/// [`VmError`] when the machine failed meanwhile, or Kiln is to end.
+pub(super) fn ask(vm: &Vm, wanted: &Http, limit: Duration) -> Result<Result<String, String>, VmError> {
+    let (mut lines, mut failed) = (vm.line_count(), None);
+    let answer = page(vm, wanted, limit, &mut || {
+        failed = vm.news(&mut lines, "a page").err();
+        failed.is_none()
+    });
+    failed.map_or(Ok(answer), Err)
+}
+
+/// The same, as long as `goes_on` says so.
+fn page(
+    vm: &Vm,
+    wanted: &Http,
+    limit: Duration,
+    goes_on: &mut dyn FnMut() -> bool,
+) -> Result<String, String> {
     let where_from = format!("port {}", wanted.port);
     let deadline = Instant::now() + limit;
     let mut stream = vm.connect(wanted.port, limit).map_err(|e| format!("{where_from}: {e}"))?;
     let no_answer = |e: std::io::Error| format!("{where_from}: no answer: {e}");
-    stream.set_read_timeout(Some(limit)).map_err(no_answer)?;
+    stream.set_read_timeout(Some(TICK)).map_err(no_answer)?;
     let request = format!(
         "GET {} HTTP/1.0\r\nHost: {}\r\nUser-Agent: kiln\r\nConnection: close\r\n\r\n",
         wanted.path, wanted.host
@@ -32,6 +52,16 @@ pub(super) fn ask(vm: &Vm, wanted: &Http, limit: Duration) -> Result<String, Str
                 bytes.extend_from_slice(&part[..n]);
                 // Whoever answers with something else may do so for ever.
                 begins_as_http(&bytes)?;
+            }
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                ) =>
+            {
+                if !goes_on() || (bytes.is_empty() && Instant::now() > deadline) {
+                    return Err(format!("{where_from}: no answer within {} s", limit.as_secs()));
+                }
             }
             // A server that closes hard after its last byte has still answered.
             Err(_) if !bytes.is_empty() => break,

@@ -8,7 +8,7 @@ use super::asking::{Asker, again};
 use super::naming::{named_failure, skipped};
 use super::{EMULATION_FACTOR, Job, Listener, SmokeError, evidence, timeline};
 use crate::check::plan::{MachinePlan, Platform};
-use crate::check::report::{FailedUnit, MachineFailure, MachineReport, Verdict};
+use crate::check::report::{CheckResult, FailedUnit, MachineFailure, MachineReport, Verdict};
 use crate::check::{Check, What};
 use crate::system::test::Imds;
 use crate::vm::ec2::{Metadata, PublicKey};
@@ -39,13 +39,14 @@ pub(super) fn run(
     report.command = shell_line(&prepared.argv());
     let vm = prepared.start(None)?;
     let factor = if choice.accel == Accel::Kvm { 1 } else { EMULATION_FACTOR };
-    let mut session = Session { job, plan, listener, vm: &vm, key: key.as_ref(), factor, report };
+    let mut session =
+        Session { job, plan, listener, vm: &vm, key: key.as_ref(), factor, report, entered: false };
     let ended = match session.whole() {
         Err(VmError::Interrupted(e)) => Err(e.into()),
         // Whatever the guest made of it: a disk that the host failed is not the image's fault.
         ended => vm.check_disks().and(ended),
     };
-    let Session { mut report, .. } = session;
+    let Session { mut report, entered, .. } = session;
     let mut failure = match ended {
         Ok(()) => None,
         Err(error) => Some(named_failure(error, &vm)?),
@@ -53,12 +54,15 @@ pub(super) fn run(
     report.timeline = timeline::marks(&vm.lines(), report.boot_seconds);
     report.console = vm.console_log();
     let left = job.plan.checks_of(plan).filter(|c| !done(&report, &c.name)).map(skipped);
-    let left: Vec<_> = left.collect();
+    let left: Vec<_> = left.chain(no_reboot(plan, &report)).collect();
     report.checks.extend(left);
     failure = failure.or_else(|| by_checks(&report, vm.age()));
     report.verdict = if failure.is_some() { Verdict::Failed } else { Verdict::Passed };
-    if failure.is_some() {
-        report.evidence = Some(evidence::collect(job, plan, vm, &overlay, &report)?);
+    if let Some(failure) = &failure {
+        // Who is stuck or slow may still answer.
+        let answers =
+            report.boot_seconds.is_some() || entered && matches!(&*failure.kind, "hang" | "too-slow");
+        report.evidence = Some(evidence::collect(job, plan, vm, &overlay, &report, answers)?);
     } else {
         drop(vm);
         let _ = std::fs::remove_file(&overlay);
@@ -85,8 +89,14 @@ pub(super) fn command_line(
 pub(super) fn not_booted(job: &Job<'_>, plan: &MachinePlan) -> MachineReport {
     let mut report = empty(plan);
     report.verdict = Verdict::Skipped;
-    report.checks = job.plan.checks_of(plan).map(skipped).collect();
+    report.checks = job.plan.checks_of(plan).map(skipped).chain(no_reboot(plan, &report)).collect();
     report
+}
+
+/// The result of a reboot that was not made.
+fn no_reboot(plan: &MachinePlan, report: &MachineReport) -> Option<CheckResult> {
+    let name = plan.reboot.as_ref().filter(|name| !done(report, name))?;
+    Some(skipped(&Check::new(name.clone(), What::Reboot)))
 }
 
 fn empty(plan: &MachinePlan) -> MachineReport {
@@ -114,7 +124,7 @@ fn done(report: &MachineReport, name: &str) -> bool {
 }
 
 /// The overlay's file, by the machine's name: kept when the test fails.
-fn overlay(job: &Job<'_>, plan: &MachinePlan) -> PathBuf {
+pub(super) fn overlay(job: &Job<'_>, plan: &MachinePlan) -> PathBuf {
     job.scratch.join(format!("{}.qcow2", evidence::file_name(&plan.name)))
 }
 
@@ -184,6 +194,8 @@ struct Session<'a> {
     key: Option<&'a Key>,
     factor: u32,
     report: MachineReport,
+    /// Whether the way into the guest was ever open.
+    entered: bool,
 }
 
 impl<'a> Session<'a> {
@@ -191,8 +203,9 @@ impl<'a> Session<'a> {
     fn whole(&mut self) -> Result<(), VmError> {
         let limit = Duration::from_secs(u64::from(self.job.plan.boot_limit)) * self.factor;
         let mut way = self.way_in(limit)?;
+        self.entered = true;
         self.listener.doing(&self.plan.name, "waiting until all units are up");
-        let settled = until_settled(self.vm, way.guest(), limit.saturating_sub(self.vm.age()))?;
+        let settled = until_settled(self.vm, way.guest(), self.vm.age(), limit)?;
         self.report.boot_seconds = Some(self.vm.age().as_secs_f64());
         self.failed_units(way.guest(), &settled.failed)?;
         let checks: Vec<Check> = self.job.plan.checks_of(self.plan).cloned().collect();
@@ -212,7 +225,8 @@ impl<'a> Session<'a> {
 
     /// Keeps what the failed units' journals say.
     fn failed_units(&mut self, guest: &mut dyn Guest, failed: &[String]) -> Result<(), VmError> {
-        for name in failed.iter().take(20) {
+        let known: Vec<String> = self.report.failed_units.iter().map(|unit| unit.name.clone()).collect();
+        for name in failed.iter().filter(|name| !known.contains(name)).take(20) {
             let script = format!(
                 "journalctl --boot --no-pager --output=short-monotonic --lines={UNIT_JOURNAL} --unit={}",
                 crate::check::ask::quoted(name)
@@ -235,7 +249,7 @@ impl<'a> Session<'a> {
             degraded: !self.report.failed_units.is_empty(),
             doing: &|what| self.listener.doing(&self.plan.name, what),
         };
-        let mut told = |mut result: crate::check::report::CheckResult| {
+        let mut told = |mut result: CheckResult| {
             result.name += suffix;
             self.listener.checked(&self.plan.name, &result);
             self.report.checks.push(result);
@@ -247,13 +261,9 @@ impl<'a> Session<'a> {
     fn reboot(&mut self, way: Way<'_>, name: &str, limit: Duration) -> Result<(), VmError> {
         self.listener.doing(&self.plan.name, "rebooting");
         let begun = Instant::now();
-        if matches!(way, Way::Ssh(_)) {
-            self.vm.expect_reset();
-        }
         let restarted = way.reboot(limit);
         let settled = restarted.and_then(|mut way| {
-            let left = limit.saturating_sub(begun.elapsed());
-            let settled = until_settled(self.vm, way.guest(), left)?;
+            let settled = until_settled(self.vm, way.guest(), begun.elapsed(), limit)?;
             Ok((way, settled))
         });
         let result = again(name, begun.elapsed(), settled.as_ref().map(|_| ()));

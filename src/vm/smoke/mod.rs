@@ -218,6 +218,7 @@ fn with_fallback(
             if e.is_accelerator() && choice.accel == Accel::Kvm && job.wish == Wish::Auto =>
         {
             listener.doing(&plan.name, "KVM broke down: once more, under emulation");
+            let _ = std::fs::remove_file(machine::overlay(job, plan));
             let mut emulated = probe::choose(job.qemu, Wish::Emulation, job.scratch, job.kiln.as_deref())?;
             emulated.kvm = Some(probe::Verdict::Broken("it broke down under this guest".to_owned()));
             machine::run(job, plan, &emulated, listener)

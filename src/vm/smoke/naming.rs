@@ -137,11 +137,14 @@ fn hint(failure: BootFailure, line: &str) -> &'static str {
         }
         BootFailure::LoaderReset => "the boot loader has no entry, or none whose kernel is there",
         BootFailure::RebootLoop => "the serial log shows the last lines before each restart",
+        BootFailure::Hang if line.contains("Freezing execution") => {
+            "systemd itself gave up: the lines before it in the serial log tell why"
+        }
         BootFailure::Hang => {
             "the unit that is waited for has no limit of its own: give it TimeoutStartSec=, or look at what it waits for"
         }
         BootFailure::NoAgent => {
-            "systemd 252 or newer starts it from a credential: is this one older, another init system, or are credentials, systemd-tmpfiles or udev switched off? An EC2 lookalike needs none of it with `--over-ssh`"
+            "systemd 252 or newer starts it from a credential: is this one older, or are credentials, systemd-tmpfiles or udev switched off? An EC2 lookalike needs none of it with `--over-ssh`"
         }
         BootFailure::OutOfMemory => {
             "give the machine more memory (`test.memory`), or the image less to do at boot"
