@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Check, FileFacts, What};
-use crate::system::{System, UnitState, Value};
+use crate::system::{Mount, System, UnitState, Value};
 use crate::tree::{Kind, Tree, normal};
 use std::time::Duration;
 
@@ -143,15 +143,14 @@ fn sysctl(system: &System) -> Vec<Check> {
 
 fn mounts(system: &System) -> Vec<Check> {
     let own = system.mounts.iter().filter(|(_, m)| m.enable);
-    let own = own.filter(|(_, m)| {
-        let said = |option: &str| m.options.get(option).copied().unwrap_or_default();
-        !(said("noauto") || said("nofail"))
-    });
+    let any = |mount: &Mount, options: [&str; 2]| {
+        options.iter().any(|&option| mount.options.get(option).copied().unwrap_or_default())
+    };
+    let own = own.filter(|(_, mount)| !any(mount, ["noauto", "nofail"]));
     let own = own.map(|(path, mount)| {
-        let bound = ["bind", "rbind"].iter().any(|&option| mount.options.get(option) == Some(&true));
         // What is bound has the file system of where it comes from.
-        let fs = if bound || mount.fs == "none" { String::new() } else { mount.fs.clone() };
-        (path.clone(), fs)
+        let bound = mount.fs == "none" || any(mount, ["bind", "rbind"]);
+        (path.clone(), if bound { String::new() } else { mount.fs.clone() })
     });
     let extra = system.disk.partitions.values().filter(|p| p.enable && !p.mount.is_empty());
     let extra = extra.map(|p| (p.mount.clone(), "ext4".to_owned()));
@@ -189,7 +188,7 @@ fn packages(system: &System) -> Check {
 mod tests {
     use super::*;
     use crate::system::test::Derived;
-    use crate::system::{File, Mount, Unit, User};
+    use crate::system::{File, Unit, User};
     use crate::tree::{Content, Node};
 
     fn all() -> Derived {

@@ -53,9 +53,7 @@ pub(super) fn run(
     };
     report.timeline = timeline::marks(&vm.lines(), report.boot_seconds);
     report.console = vm.console_log();
-    let left = job.plan.checks_of(plan).filter(|c| !done(&report, &c.name)).map(skipped);
-    let left: Vec<_> = left.chain(no_reboot(plan, &report)).collect();
-    report.checks.extend(left);
+    report.checks.extend(not_made(job, plan, &report));
     failure = failure.or_else(|| by_checks(&report, vm.age()));
     report.verdict = if failure.is_some() { Verdict::Failed } else { Verdict::Passed };
     if let Some(failure) = &failure {
@@ -89,14 +87,15 @@ pub(super) fn command_line(
 pub(super) fn not_booted(job: &Job<'_>, plan: &MachinePlan) -> MachineReport {
     let mut report = empty(plan);
     report.verdict = Verdict::Skipped;
-    report.checks = job.plan.checks_of(plan).map(skipped).chain(no_reboot(plan, &report)).collect();
+    report.checks = not_made(job, plan, &report);
     report
 }
 
-/// The result of a reboot that was not made.
-fn no_reboot(plan: &MachinePlan, report: &MachineReport) -> Option<CheckResult> {
-    let name = plan.reboot.as_ref().filter(|name| !done(report, name))?;
-    Some(skipped(&Check::new(name.clone(), What::Reboot)))
+/// The results of the checks that the report lacks, the reboot included.
+fn not_made(job: &Job<'_>, plan: &MachinePlan, report: &MachineReport) -> Vec<CheckResult> {
+    let reboot = plan.reboot.iter().map(|name| Check::new(name.clone(), What::Reboot));
+    let all = job.plan.checks_of(plan).cloned().chain(reboot);
+    all.filter(|check| !done(report, &check.name)).map(|check| skipped(&check)).collect()
 }
 
 fn empty(plan: &MachinePlan) -> MachineReport {
