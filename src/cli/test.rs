@@ -18,7 +18,7 @@ use crate::bake::{
 use crate::check::plan::{Boots, Bus, Only};
 use crate::check::report::{CheckResult, MachineReport, Report, Verdict};
 use crate::check::{Plan, Platform};
-use crate::host::fs::{FileError, write_atomically};
+use crate::host::fs::{FileError, check_writable, write_atomically};
 use crate::system::Firmware;
 use crate::units::Bytes;
 use crate::vm::Qemu;
@@ -280,12 +280,10 @@ fn print_plan(plan: &Plan, lines: &[Vec<OsString>], cx: &Context) -> Result<(), 
 
 /// Finds out before hours of testing whether the reports can be written afterwards.
 fn can_be_written(folder: &Path) -> Result<(), Failure> {
-    let wrong = |error| {
-        let error = FileError { what: "can't write into", path: folder.to_owned(), source: error };
+    let there = std::fs::create_dir_all(folder).map_err(FileError::at("can't write into", folder));
+    there.and_then(|()| check_writable(folder)).map_err(|error| {
         Failure::of("file", &error).hint("`-o DIR` names the folder for the reports").status(Status::Usage)
-    };
-    std::fs::create_dir_all(folder).map_err(wrong)?;
-    tempfile::Builder::new().prefix(".kiln-").tempfile_in(folder).map(drop).map_err(wrong)
+    })
 }
 
 /// Names of the reports.
@@ -310,8 +308,7 @@ fn forget_earlier(folder: &Path, target: &Path) {
 
 /// Writes the reports into `folder`: as JSON, as JUnit's XML, and as a page.
 fn write_reports(folder: &Path, report: &Report) -> Result<(), Failure> {
-    std::fs::create_dir_all(folder)
-        .map_err(crate::host::fs::FileError::at("can't make the folder", folder))?;
+    std::fs::create_dir_all(folder).map_err(FileError::at("can't make the folder", folder))?;
     let json = serde_json::to_string_pretty(report).map_err(|e| Failure::new("json", e.to_string()))? + "\n";
     let (junit, html) = (crate::check::junit::junit(report), crate::check::html::html(report));
     for (name, text) in REPORTS.into_iter().zip([json, junit, html]) {
