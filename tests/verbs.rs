@@ -1,7 +1,9 @@
 //! What is typed wrongly is refused before anything is done, with the next step; looking changes nothing.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -232,6 +234,30 @@ fn a_folder_that_cannot_be_written_is_told_first() {
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.contains("can't write into p.ncl/out"), "{error}");
     assert!(!folder.path().join("p.lock").exists());
+}
+
+#[test]
+fn a_test_whose_reports_cannot_be_written_bakes_nothing() {
+    let folder = place();
+    assert!(
+        refused(folder.path(), &["test", "p.ncl", "-o", "p.ncl/out"]).contains("can't write into p.ncl/out")
+    );
+    assert!(!folder.path().join("p.lock").exists());
+}
+
+#[test]
+fn a_profile_whose_path_is_not_text_is_told() {
+    let (folder, name) = (place(), OsStr::from_bytes(b"\xff.ncl"));
+    fs::copy(folder.path().join("p.ncl"), folder.path().join(name)).unwrap();
+    let below = folder.path().join(OsStr::from_bytes(b"\xff"));
+    fs::create_dir(&below).unwrap();
+    fs::copy(folder.path().join("p.ncl"), below.join("p.ncl")).unwrap();
+    for (place, profile) in [(folder.path(), name), (&below, OsStr::new("p.ncl"))] {
+        let output = command(place, &["lock"]).arg(profile).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(error.contains("isn't UTF-8"), "{error}");
+    }
 }
 
 #[test]

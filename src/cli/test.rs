@@ -187,12 +187,15 @@ fn of_profile(args: &Args, cx: &Context, teller: &Teller<'_>) -> Result<Option<(
     let request = args.target.request(cx);
     args.target.in_session(cx, |session| {
         let profile = session.evaluate(&request)?;
+        let folder = args.folder(&profile.system().name);
+        if !args.dry_run {
+            can_be_written(&folder)?;
+        }
         let locked = if args.dry_run { session.locked_already(profile) } else { session.locked(profile) }?;
         let tree = session.tree(&locked)?;
         let disk = session.disk(&locked, &tree)?;
         let qemu =
             args.qemu.as_ref().map(|_| qemu_of(args.qemu.as_deref(), None, session.store)).transpose()?;
-        let folder = args.folder(&locked.profile.system().name);
         let request = args.request(qemu, folder.clone());
         if args.dry_run {
             let mut plan = session.test_plan(&locked, &tree, &disk)?;
@@ -202,7 +205,6 @@ fn of_profile(args: &Args, cx: &Context, teller: &Teller<'_>) -> Result<Option<(
             print_plan(&plan, &session.test_command_lines(&subject, &plan, &qemu, &request)?, cx)?;
             return Ok(None);
         }
-        can_be_written(&folder)?;
         forget_earlier(&folder, &args.target.profile);
         let tested = session.test(&locked, &tree, &disk, &request, teller)?;
         Ok(Some((tested, folder)))
@@ -280,8 +282,7 @@ fn print_plan(plan: &Plan, lines: &[Vec<OsString>], cx: &Context) -> Result<(), 
 
 /// Finds out before hours of testing whether the reports can be written afterwards.
 fn can_be_written(folder: &Path) -> Result<(), Failure> {
-    let there = std::fs::create_dir_all(folder).map_err(FileError::at("can't write into", folder));
-    there.and_then(|()| check_writable(folder)).map_err(|error| {
+    check_writable(folder).map_err(|error| {
         Failure::of("file", &error).hint("`-o DIR` names the folder for the reports").status(Status::Usage)
     })
 }

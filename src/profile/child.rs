@@ -75,6 +75,7 @@ fn limit() -> io::Result<()> {
 
 /// The parent's side.
 pub(super) fn evaluate(request: &EvalRequest) -> Result<Raw, ProfileError> {
+    named_in_utf8(request)?;
     let internal = |what: &str, e: &dyn std::error::Error| ProfileError::Internal(format!("{what}: {e}"));
     let mut child = Command::new("/proc/self/exe")
         .args(["internal", "eval"])
@@ -102,6 +103,14 @@ pub(super) fn evaluate(request: &EvalRequest) -> Result<Raw, ProfileError> {
         Answer::Limit(text) => Err(ProfileError::Limit(text)),
         Answer::Internal(text) => Err(ProfileError::Internal(text)),
     }
+}
+
+/// Nickel, JSON and the lock, all of which name files, are text.
+fn named_in_utf8(request: &EvalRequest) -> Result<(), ProfileError> {
+    let mut named = std::iter::once(&request.profile).chain(&request.roots);
+    named.find(|path| path.to_str().is_none()).map_or(Ok(()), |path| {
+        Err(ProfileError::Unreadable { path: path.clone(), reason: "its path isn't UTF-8".to_owned() })
+    })
 }
 
 /// What usually makes evaluation go over its limits.

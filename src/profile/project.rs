@@ -26,12 +26,18 @@ impl Project {
     pub(super) fn of(profile: &Path, roots: &[PathBuf]) -> Result<Project, ProfileError> {
         let unreadable =
             |path: &Path, reason: String| ProfileError::Unreadable { path: path.to_owned(), reason };
-        let found = fs::canonicalize(profile).map_err(|e| unreadable(profile, e.to_string()))?;
+        let canonical = |path: &Path| {
+            let found = fs::canonicalize(path).map_err(|e| unreadable(path, e.to_string()))?;
+            match found.to_str() {
+                Some(_) => Ok(found),
+                None => Err(unreadable(path, format!("its path, {}, isn't UTF-8", found.display()))),
+            }
+        };
+        let found = canonical(profile)?;
         if !found.is_file() {
             return Err(unreadable(profile, "it is no file".to_owned()));
         }
-        let canonical = |root: &PathBuf| fs::canonicalize(root).map_err(|e| unreadable(root, e.to_string()));
-        let roots = roots.iter().map(canonical).collect::<Result<Vec<_>, _>>()?;
+        let roots = roots.iter().map(|root| canonical(root)).collect::<Result<Vec<_>, _>>()?;
         Ok(Project { root: root_of(folder_of(&found)), roots, profile: found })
     }
 
