@@ -239,10 +239,19 @@ fn a_folder_that_cannot_be_written_is_told_first() {
 #[test]
 fn a_test_whose_reports_cannot_be_written_bakes_nothing() {
     let folder = place();
-    assert!(
-        refused(folder.path(), &["test", "p.ncl", "-o", "p.ncl/out"]).contains("can't write into p.ncl/out")
-    );
-    assert!(!folder.path().join("p.lock").exists());
+    disk(folder.path());
+    std::os::unix::fs::symlink("/nowhere/x", folder.path().join("link")).unwrap();
+    for target in ["p.ncl", "disk.raw"] {
+        for out in [OsStr::new("p.ncl/out"), OsStr::new("link/out"), OsStr::from_bytes(b"\xff")] {
+            let output = command(folder.path(), &["test", target, "-o"]).arg(out).output().unwrap();
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{error}");
+            let told = format!("can't write into {}: ", Path::new(out).display());
+            assert!(error.contains(&told), "{error}");
+        }
+    }
+    // The store, which is in the home, was opened; nothing was locked, and nothing put beside the profile.
+    assert_eq!(names(folder.path()), ["disk.raw", "home", "link", "p.ncl"]);
 }
 
 #[test]
@@ -252,7 +261,10 @@ fn a_profile_whose_path_is_not_text_is_told() {
     let below = folder.path().join(OsStr::from_bytes(b"\xff"));
     fs::create_dir(&below).unwrap();
     fs::copy(folder.path().join("p.ncl"), below.join("p.ncl")).unwrap();
-    for (place, profile) in [(folder.path(), name), (&below, OsStr::new("p.ncl"))] {
+    std::os::unix::fs::symlink(name, folder.path().join("base.ncl")).unwrap();
+    fs::write(folder.path().join("importer.ncl"), "import \"base.ncl\"").unwrap();
+    let [plain, importer] = ["p.ncl", "importer.ncl"].map(OsStr::new);
+    for (place, profile) in [(folder.path(), name), (&below, plain), (folder.path(), importer)] {
         let output = command(place, &["lock"]).arg(profile).output().unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{error}");

@@ -11,7 +11,7 @@ use super::Context;
 use super::aws::{AwsArgs, Teller, with_runtime};
 use super::report::{Failure, Status};
 use super::session::ProfileArgs;
-use super::test::test_for_publication;
+use super::test::{can_be_written, test_for_publication};
 use crate::aws::cloud::{Cloud, Region};
 use crate::aws::deliver::{self, DeliverError, Delivery, Outcome};
 use crate::aws::error::AwsError;
@@ -57,6 +57,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
             let system = evaluated.system();
             let chosen = args.aws.chosen(&system.publish.aws.names())?;
             let folder = args.out.clone().unwrap_or_else(|| Path::new("out").join(&system.name));
+            can_be_written(&folder)?;
             // Whoever has to be asked for a code is asked now, not after the bake.
             let cloud = runtime.block_on(args.aws.connect(Some(LEAST)))?;
             let locked = session.locked(evaluated)?;

@@ -120,6 +120,7 @@ pub(super) fn test_for_publication(
     cx: &Context,
 ) -> Result<Publishable, Failure> {
     can_be_written(folder)?;
+    make(folder)?;
     let request = whole_test(folder.to_owned());
     let tested = session.test(locked, tree, disk, &request, &Teller { cx })?;
     write_reports(folder, &tested.report)?;
@@ -205,6 +206,7 @@ fn of_profile(args: &Args, cx: &Context, teller: &Teller<'_>) -> Result<Option<(
             print_plan(&plan, &session.test_command_lines(&subject, &plan, &qemu, &request)?, cx)?;
             return Ok(None);
         }
+        make(&folder)?;
         forget_earlier(&folder, &args.target.profile);
         let tested = session.test(&locked, &tree, &disk, &request, teller)?;
         Ok(Some((tested, folder)))
@@ -229,6 +231,9 @@ fn of_image(args: &Args, cx: &Context, teller: &Teller<'_>) -> Result<Option<(Te
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let folder = args.folder(&name);
     args.target.in_session(cx, |session: &Session<'_>| {
+        if !args.dry_run {
+            can_be_written(&folder)?;
+        }
         let digest = digest_of(path).map_err(BakeError::from)?;
         let subject = Subject {
             path,
@@ -245,7 +250,7 @@ fn of_image(args: &Args, cx: &Context, teller: &Teller<'_>) -> Result<Option<(Te
             print_plan(&plan, &session.test_command_lines(&subject, &plan, &qemu, &request)?, cx)?;
             return Ok(None);
         }
-        can_be_written(&folder)?;
+        make(&folder)?;
         forget_earlier(&folder, &args.target.profile);
         let tested = session.tested(&subject, &plan, None, &found, &request, teller)?;
         Ok(Some((tested, folder)))
@@ -280,11 +285,21 @@ fn print_plan(plan: &Plan, lines: &[Vec<OsString>], cx: &Context) -> Result<(), 
     })
 }
 
-/// Finds out before hours of testing whether the reports can be written afterwards.
-fn can_be_written(folder: &Path) -> Result<(), Failure> {
-    check_writable(folder).map_err(|error| {
-        Failure::of("file", &error).hint("`-o DIR` names the folder for the reports").status(Status::Usage)
-    })
+/// Finds out before hours of work whether what tells of them can be written afterwards.
+pub(super) fn can_be_written(folder: &Path) -> Result<(), Failure> {
+    let told =
+        |failure: Failure| failure.hint("`-o DIR` names the folder for the reports").status(Status::Usage);
+    // The reports name files in it.
+    if folder.to_str().is_none() {
+        let message = format!("can't write into {}: its path isn't UTF-8", folder.display());
+        return Err(told(Failure::new("file", message)));
+    }
+    check_writable(folder).map_err(|error| told(Failure::of("file", &error)))
+}
+
+/// Makes the folder of the reports: what that check can't see, such as a name that is too long, is told before any boot.
+fn make(folder: &Path) -> Result<(), FileError> {
+    std::fs::create_dir_all(folder).map_err(FileError::at("can't make the folder", folder))
 }
 
 /// Names of the reports.
@@ -309,7 +324,7 @@ fn forget_earlier(folder: &Path, target: &Path) {
 
 /// Writes the reports into `folder`: as JSON, as JUnit's XML, and as a page.
 fn write_reports(folder: &Path, report: &Report) -> Result<(), Failure> {
-    std::fs::create_dir_all(folder).map_err(FileError::at("can't make the folder", folder))?;
+    make(folder)?;
     let json = serde_json::to_string_pretty(report).map_err(|e| Failure::new("json", e.to_string()))? + "\n";
     let (junit, html) = (crate::check::junit::junit(report), crate::check::html::html(report));
     for (name, text) in REPORTS.into_iter().zip([json, junit, html]) {

@@ -118,7 +118,8 @@ pub fn nearest(path: &Path) -> &Path {
 /// # Errors
 /// [`FileError`] with the folder.
 pub fn check_writable(folder: &Path) -> Result<(), FileError> {
-    let there = nearest(folder);
+    // A link that leads nowhere is there: no folder can be made in its place.
+    let there = folder.ancestors().find(|path| path.symlink_metadata().is_ok()).unwrap_or(Path::new("."));
     let refused = if there.is_dir() {
         access(there, AccessFlags::W_OK | AccessFlags::X_OK).map_err(io::Error::from)
     } else {

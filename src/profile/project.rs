@@ -49,6 +49,9 @@ impl Project {
     /// `path` with links followed, when that lies in the project; else why not.
     pub(super) fn admit(&self, path: &Path) -> Result<PathBuf, String> {
         let real = fs::canonicalize(path).map_err(|e| e.to_string())?;
+        if real.to_str().is_none() {
+            return Err(format!("its path, {}, isn't UTF-8", real.display()));
+        }
         if self.holds(&real) {
             return Ok(real);
         }
