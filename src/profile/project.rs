@@ -26,18 +26,12 @@ impl Project {
     pub(super) fn of(profile: &Path, roots: &[PathBuf]) -> Result<Project, ProfileError> {
         let unreadable =
             |path: &Path, reason: String| ProfileError::Unreadable { path: path.to_owned(), reason };
-        let canonical = |path: &Path| {
-            let found = fs::canonicalize(path).map_err(|e| unreadable(path, e.to_string()))?;
-            match found.to_str() {
-                Some(_) => Ok(found),
-                None => Err(unreadable(path, format!("its path, {}, isn't UTF-8", found.display()))),
-            }
-        };
-        let found = canonical(profile)?;
+        let found = canonical(profile).map_err(|reason| unreadable(profile, reason))?;
         if !found.is_file() {
             return Err(unreadable(profile, "it is no file".to_owned()));
         }
-        let roots = roots.iter().map(|root| canonical(root)).collect::<Result<Vec<_>, _>>()?;
+        let canonical = |root: &PathBuf| canonical(root).map_err(|reason| unreadable(root, reason));
+        let roots = roots.iter().map(canonical).collect::<Result<Vec<_>, _>>()?;
         Ok(Project { root: root_of(folder_of(&found)), roots, profile: found })
     }
 
@@ -48,10 +42,7 @@ impl Project {
 
     /// `path` with links followed, when that lies in the project; else why not.
     pub(super) fn admit(&self, path: &Path) -> Result<PathBuf, String> {
-        let real = fs::canonicalize(path).map_err(|e| e.to_string())?;
-        if real.to_str().is_none() {
-            return Err(format!("its path, {}, isn't UTF-8", real.display()));
-        }
+        let real = canonical(path)?;
         if self.holds(&real) {
             return Ok(real);
         }
@@ -74,6 +65,15 @@ impl Project {
     /// How an input is named: relative to the root where it lies there.
     pub(super) fn name(&self, real: &Path) -> PathBuf {
         real.strip_prefix(&self.root).unwrap_or(real).to_owned()
+    }
+}
+
+/// `path` with links followed. The lock and the evaluator's answer name files as text.
+fn canonical(path: &Path) -> Result<PathBuf, String> {
+    let real = fs::canonicalize(path).map_err(|e| e.to_string())?;
+    match real.to_str() {
+        Some(_) => Ok(real),
+        None => Err(format!("its path, {}, isn't UTF-8", real.display())),
     }
 }
 
