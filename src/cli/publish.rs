@@ -11,7 +11,7 @@ use super::Context;
 use super::aws::{AwsArgs, Teller, with_runtime};
 use super::report::{Failure, Status};
 use super::session::ProfileArgs;
-use super::test::{can_be_written, test_for_publication};
+use super::test::{can_be_written, make, test_for_publication};
 use crate::aws::cloud::{Cloud, Region};
 use crate::aws::deliver::{self, DeliverError, Delivery, Outcome};
 use crate::aws::error::AwsError;
@@ -76,8 +76,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<(), Failure> {
                 finished: Timestamp::now(),
                 before: recorded(&folder),
             };
-            std::fs::create_dir_all(&folder)
-                .map_err(crate::host::fs::FileError::at("can't make the folder", &folder))?;
+            make(&folder)?;
             carried.write(&folder)?;
             print(&carried, &folder, began.elapsed(), cx)?;
             verdict(&ready.publication, done.outcome)

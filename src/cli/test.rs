@@ -298,7 +298,7 @@ pub(super) fn can_be_written(folder: &Path) -> Result<(), Failure> {
 }
 
 /// Makes the folder of the reports: what that check can't see, such as a name that is too long, is told before any boot.
-fn make(folder: &Path) -> Result<(), FileError> {
+pub(super) fn make(folder: &Path) -> Result<(), FileError> {
     std::fs::create_dir_all(folder).map_err(FileError::at("can't make the folder", folder))
 }
 
